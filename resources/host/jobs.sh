@@ -1,0 +1,47 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#
+# Runs the jobs of a share one after the other: SHARE/jobs/NAME/run, with a limit in seconds in NAME/limit. Leaves the
+# output in NAME/log, the exit code in NAME/rc, the seconds in NAME/seconds. The same on an emulated and a native host.
+share=$1
+
+if [ "${2:-}" = interactive ]; then
+    for job in "$share"/jobs/*; do
+        sh "$job/run"
+        echo $? >"$job/rc"
+    done
+    exit
+fi
+
+group= timer=
+# Whatever a job started dies with it; and with us.
+end_job() {
+    [ -z "$group" ] || kill -9 -- "-$group" 2>/dev/null
+    [ -z "$timer" ] || kill "$timer" 2>/dev/null
+}
+trap 'end_job; exit 130' INT TERM HUP
+
+for job in "$share"/jobs/*; do
+    limit=$(cat "$job/limit")
+    read -r before _ </proc/uptime
+    # A session of its own, so that everything it starts can be found and ended by one number.
+    setsid sh "$job/run" </dev/null >"$job/log" 2>&1 &
+    group=$!
+    # The timer sleeps in short steps because killing it must not leave a long sleep behind.
+    (
+        n=0
+        while [ $n -lt "$limit" ]; do sleep 1; n=$((n + 1)); done
+        : >"$job/hung"
+        kill -9 -- "-$group"
+    ) >/dev/null 2>&1 &
+    timer=$!
+    wait "$group" 2>/dev/null
+    rc=$?
+    end_job
+    group= timer=
+    [ ! -f "$job/hung" ] || rc=124
+    read -r after _ </proc/uptime
+    echo "$before $after" | awk '{ printf "%.1f\n", $2 - $1 }' >"$job/seconds"
+    echo $rc >"$job/rc.new"
+    mv "$job/rc.new" "$job/rc"
+done

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+# shellcheck shell=bash
+#
+# What every script under resources/ shares: where things are, how to say something, and how the cache is filled.
+# The cache is only ever filled by renaming a finished directory into place, so an interrupted run leaves nothing broken.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cache=${DOORBELL_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/doorbell}
+machine=$(uname -m)
+target=aarch64-unknown-linux-gnu
+
+say() { printf '==> %s\n' "$*" >&2; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# Hold the cache's lock NAME until this script ends; say so when that means waiting.
+lock() {
+    mkdir -p "$cache/locks" || die "cannot write the cache directory $cache (set DOORBELL_CACHE)"
+    exec 9>"$cache/locks/$1"
+    flock -n 9 || { say "waiting for another run that prepares: $1"; flock 9; }
+}
+
+# A scratch directory inside the cache (same file system, so that rename works), removed when the script ends.
+scratch() {
+    mkdir -p "$cache/tmp"
+    scratch=$(mktemp -d "$cache/tmp/XXXXXX")
+    trap 'rm -rf "$scratch"' EXIT
+    trap 'exit 130' INT TERM HUP
+}
+
+# Move the finished scratch directory $1 to its place $2.
+settle() {
+    mkdir -p "$(dirname "$2")"
+    rm -rf "$2"
+    mv -T "$1" "$2"
+}
+
+# Run a long command with its output in a log; print a sign of life every ten seconds; show the log's tail on failure.
+# usage: slowly LOG 'what it does' 'command that prints the progress' CMD...
+slowly() {
+    local log=$1 what=$2 progress=$3 start=$SECONDS pid rc=0 n=0
+    shift 3
+    say "$what ..."
+    "$@" >"$log" 2>&1 </dev/null 9>&- &
+    pid=$!
+    # A signal must not leave the long command behind.
+    trap 'kill "$pid" 2>/dev/null; wait "$pid" 2>/dev/null; exit 130' INT TERM HUP
+    while kill -0 "$pid" 2>/dev/null; do
+        sleep 0.5
+        n=$((n + 1))
+        if [ $((n % 20)) = 0 ]; then
+            printf '    %s: %ds %s\n' "$what" $((SECONDS - start)) "$(LOG=$log eval "$progress" 2>/dev/null)" >&2
+        fi
+    done
+    wait "$pid" || rc=$?
+    trap 'exit 130' INT TERM HUP
+    if [ "$rc" != 0 ]; then
+        tail -n 30 "$log" >&2
+        die "$what: failed (status $rc)"
+    fi
+    say "$what: done in $((SECONDS - start)) s"
+}
+
+# True where KVM can be had without emulation.
+native() { [ "$machine" = aarch64 ] && [ -r /dev/kvm ] && [ -w /dev/kvm ]; }
+
+# Download the arm64 package $1 and unpack it into the directory $2; nothing gets installed.
+unpack_arm64() {
+    local dir=$2.deb name=$1
+    [ "$machine" = aarch64 ] || name=$1:arm64
+    rm -rf "$dir"
+    mkdir -p "$dir" "$2"
+    "$root/resources/packages" arm64-lists
+    # A package list that is older than the archive names files which are gone: refresh it once.
+    if ! (cd "$dir" && apt-get -q download "$name") >"$dir/log" 2>&1; then
+        "$root/resources/packages" refresh || { cat "$dir/log" >&2; die "cannot download the Debian package $name"; }
+        (cd "$dir" && apt-get -q download "$name") >"$dir/log" 2>&1 ||
+            { cat "$dir/log" >&2; die "cannot download the Debian package $name"; }
+    fi
+    dpkg -x "$dir"/*.deb "$2"
+    dpkg-deb -f "$dir"/*.deb Version >"$2/version"
+    rm -rf "$dir"
+}
