@@ -7,6 +7,7 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${DOORBELL_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/doorbell}
 machine=$(uname -m)
+# shellcheck disable=SC2034
 target=aarch64-unknown-linux-gnu
 
 say() { printf '==> %s\n' "$*" >&2; }

@@ -3,6 +3,7 @@
 #
 # Reads tests/plan: which test executable runs on which hosts, and which tests may skip there. docs/TESTING.md has the format.
 
+# shellcheck disable=SC2154
 plan=$root/tests/plan
 
 plan_lines() { sed -e 's/[[:space:]]*#.*//' -e '/^[[:space:]]*$/d' "$plan" 2>/dev/null; }
@@ -29,8 +30,8 @@ plan_hosts() {
 
 # True if the plan expects the test $3 of executable $1 to skip on host $2.
 plan_skips() {
-    local word pattern hosts name reason
-    while read -r word pattern hosts name reason; do
+    local word pattern hosts name _
+    while read -r word pattern hosts name _; do
         [ "$word" = skip ] || continue
         # shellcheck disable=SC2053
         [[ $1 == $pattern && ,$hosts, == *,$2,* && $3 == $name ]] && return 0

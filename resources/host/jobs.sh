@@ -7,23 +7,31 @@ share=$1
 
 if [ "${2:-}" = interactive ]; then
     for job in "$share"/jobs/*; do
+        DOORBELL_TMP=$(mktemp -d /tmp/doorbell-job.XXXXXX)
+        export DOORBELL_TMP
         sh "$job/run"
         echo $? >"$job/rc"
+        rm -rf "$DOORBELL_TMP"
     done
     exit
 fi
 
-group= timer=
+group='' timer=''
+DOORBELL_TMP=''
 # Whatever a job started dies with it; and with us.
 end_job() {
     [ -z "$group" ] || kill -9 -- "-$group" 2>/dev/null
     [ -z "$timer" ] || kill "$timer" 2>/dev/null
+    [ -z "$DOORBELL_TMP" ] || rm -rf "$DOORBELL_TMP"
 }
 trap 'end_job; exit 130' INT TERM HUP
 
 for job in "$share"/jobs/*; do
     limit=$(cat "$job/limit")
     read -r before _ </proc/uptime
+    # A directory of its own on a fast file system, gone when the job is.
+    DOORBELL_TMP=$(mktemp -d /tmp/doorbell-job.XXXXXX)
+    export DOORBELL_TMP
     # A session of its own, so that everything it starts can be found and ended by one number.
     setsid sh "$job/run" </dev/null >"$job/log" 2>&1 &
     group=$!
@@ -38,7 +46,7 @@ for job in "$share"/jobs/*; do
     wait "$group" 2>/dev/null
     rc=$?
     end_job
-    group= timer=
+    group='' timer=''
     [ ! -f "$job/hung" ] || rc=124
     read -r after _ </proc/uptime
     echo "$before $after" | awk '{ printf "%.1f\n", $2 - $1 }' >"$job/seconds"
