@@ -15,8 +15,10 @@ struct Owner {
     serial: u64,
     /// Whose promise was spent on it.
     budget: Option<u64>,
-    /// Entries spoken for: at least one.
+    /// Entries spoken for.
     entries: usize,
+    /// … and how many at least: one, or those of the default route, which must fit again when the owner goes.
+    floor: usize,
 }
 
 /// Who has which GSI, and how many table entries that takes. Pure: it knows neither routes nor the kernel.
@@ -103,11 +105,12 @@ impl Allocator {
         self.lines.contains(&gsi.get())
     }
 
-    fn own(&mut self, gsi: Gsi, budget: Option<u64>, entries: usize) -> u64 {
+    fn own(&mut self, gsi: Gsi, budget: Option<u64>, floor: usize, entries: usize) -> u64 {
         let serial = self.next_serial;
         self.next_serial += 1;
+        let entries = entries.max(floor);
         self.owned_entries += entries;
-        self.owners.insert(gsi, Owner { serial, budget, entries });
+        self.owners.insert(gsi, Owner { serial, budget, entries, floor });
         serial
     }
 
@@ -139,7 +142,7 @@ impl Allocator {
         match self.free.first() {
             Some(n) => {
                 self.free.remove(n);
-                Allocated::Gsi(Gsi::new(n), self.own(Gsi::new(n), budget, 1))
+                Allocated::Gsi(Gsi::new(n), self.own(Gsi::new(n), budget, 1, 1))
             }
             None => Allocated::PurgeFirst,
         }
@@ -150,13 +153,13 @@ impl Allocator {
         if self.owners.contains_key(&gsi) {
             return Err(Error::Taken { gsi });
         }
-        let entries = entries.max(1);
-        if self.room() + defaults < self.promised + entries {
+        let floor = defaults.max(1);
+        if self.room() + defaults < self.promised + entries.max(floor) {
             return Err(self.exhausted(1));
         }
         self.default_entries -= defaults;
         self.withdrawn.remove(&gsi);
-        Ok(self.own(gsi, None, entries))
+        Ok(self.own(gsi, None, floor, entries))
     }
 
     /// A certain GSI that stands for no line and is not reserved.
@@ -167,7 +170,7 @@ impl Allocator {
         if !self.free.remove(gsi.get()) {
             return Err(Error::Taken { gsi });
         }
-        Ok(self.own(gsi, None, 1))
+        Ok(self.own(gsi, None, 1, 1))
     }
 
     /// A GSI of a reserved range.
@@ -181,7 +184,7 @@ impl Allocator {
         if self.withdrawn.contains(&gsi) {
             return Ok(Allocated::PurgeFirst);
         }
-        Ok(Allocated::Gsi(gsi, self.own(gsi, None, 1)))
+        Ok(Allocated::Gsi(gsi, self.own(gsi, None, 1, 1)))
     }
 
     /// Takes back a GSI. `defaults` is how many entries it has while nobody owns it; `stale` whether the table says anything else of
@@ -249,7 +252,7 @@ impl Allocator {
     /// How many entries are spoken for if each GSI of `changes` has that many.
     pub(crate) fn entries_with(&self, changes: impl Iterator<Item = (Gsi, usize)>) -> usize {
         changes.fold(self.entries(), |sum, (gsi, entries)| match self.owners.get(&gsi) {
-            Some(owner) => sum - owner.entries + entries.max(1),
+            Some(owner) => sum - owner.entries + entries.max(owner.floor),
             None => sum,
         })
     }
@@ -257,8 +260,9 @@ impl Allocator {
     /// `gsi` has that many entries now.
     pub(crate) fn set_entries(&mut self, gsi: Gsi, entries: usize) {
         if let Some(owner) = self.owners.get_mut(&gsi) {
-            self.owned_entries = self.owned_entries - owner.entries + entries.max(1);
-            owner.entries = entries.max(1);
+            let entries = entries.max(owner.floor);
+            self.owned_entries = self.owned_entries - owner.entries + entries;
+            owner.entries = entries;
         }
     }
 
@@ -283,6 +287,15 @@ impl Allocator {
             self.promised += more;
         }
         Ok(())
+    }
+
+    /// Takes back up to `less` of a promise. Returns how many that were.
+    pub(crate) fn promise_less(&mut self, budget: u64, less: usize) -> usize {
+        let Some(left) = self.budgets.get_mut(&budget) else { return 0 };
+        let less = less.min(*left);
+        *left -= less;
+        self.promised -= less;
+        less
     }
 
     /// How much of a promise has not been taken.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-use irq_types::{DeviceId, Gsi, Intid, IrqchipPin, MsiMessage};
+use irq_types::{DeviceId, Gsi, Intid, IrqchipPin, MsiMessage, Spi};
 use thiserror::Error;
 
 /// What went wrong with a routing table. Each leaves the table, the allocator and the kernel as they were.
@@ -63,6 +63,24 @@ pub enum Error {
         /// How many lines the irqchip was configured with.
         lines: u32,
     },
+    /// The VM has no GIC.
+    #[error("{spi} does not exist: this VM has a {model}, not a GIC")]
+    NoSpis {
+        /// Which SPI was asked for.
+        spi: Spi,
+        /// The model's name.
+        model: &'static str,
+    },
+    /// The VM has not all SPIs of a GICv2m frame.
+    #[error("a GICv2m frame of {count} SPIs from {first} does not fit a VM with {lines} SPIs")]
+    FrameBeyondLines {
+        /// The frame's first SPI.
+        first: Spi,
+        /// How many it has.
+        count: u32,
+        /// How many the VM has.
+        lines: u32,
+    },
     /// No route reaches this kind of interrupt: SGIs are sent by CPUs only, PPIs belong to one CPU, LPIs are made by the ITS.
     #[error("{0} cannot be routed to: only SPIs are lines of the routing table")]
     NotRoutable(Intid),
@@ -110,8 +128,19 @@ pub enum Error {
         /// Which GSI was to be routed.
         gsi: Gsi,
     },
+    /// Another GSI fires the pin. The kernel would take it, and then tell only one of the two when the guest is done with the interrupt
+    /// (Linux 6.12, `virt/kvm/irqchip.c`, `setup_routing_entry`: one GSI for each pin in the table that acknowledgements go by).
+    #[error("{gsi} cannot fire {pin}: {other} does")]
+    PinTaken {
+        /// Which GSI was to be routed.
+        gsi: Gsi,
+        /// Where to.
+        pin: IrqchipPin,
+        /// Which GSI fires it.
+        other: Gsi,
+    },
     /// Nothing in this VM receives MSIs.
-    #[error("{gsi} cannot send the MSI {message}: this VM has no ITS to receive it")]
+    #[error("{gsi} cannot send the MSI {message}: nothing in this VM receives it")]
     NoMsiReceiver {
         /// Which GSI was to be routed.
         gsi: Gsi,

@@ -94,6 +94,11 @@ impl Budget {
     pub fn grow(&self, more: usize) -> Result<(), Error> {
         self.router.shared().lock_allocator(|allocator| allocator.promise_more(self.id, more))
     }
+
+    /// Gives back up to `less` of those that have not been taken. Returns how many that were.
+    pub fn shrink(&self, less: usize) -> usize {
+        self.router.shared().lock_allocator(|allocator| allocator.promise_less(self.id, less))
+    }
 }
 
 impl Drop for Budget {

@@ -34,7 +34,7 @@ pub use counters::{Counters, Usage};
 pub use error::Error;
 pub use handle::{Budget, GsiHandle, ReservedRange};
 pub use model::{Chip, Count, IrqchipModel, KernelUser, LineRun, MsiPath, TableKind, Wired};
-pub use msi::MsiPolicy;
+pub use msi::{MsiPolicy, V2mFrame};
 pub use number_space::{ForeignError, ForeignMap, NumberSpace};
 pub use router::{Commit, Router};
 pub use snapshot::{Diff, Snapshot};

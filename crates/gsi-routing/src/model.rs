@@ -16,6 +16,8 @@ pub struct IrqchipModel {
     pub citation: &'static str,
     /// Whether GSIs are routed by a table or are the inputs themselves.
     pub table: TableKind,
+    /// Whether the pins of irqchip 0 are the SPIs of a GIC.
+    pub spis: bool,
     /// The irqchips of the VM. A GSI may fire one input of each.
     pub chips: &'static [Chip],
     /// Which GSIs stand for which inputs. These GSIs are never given to an MSI.

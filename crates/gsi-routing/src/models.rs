@@ -11,6 +11,7 @@ pub const ARM_GIC: IrqchipModel = IrqchipModel {
     citation: "arch/arm64/kvm/vgic/vgic-irqfd.c (kvm_set_routing_entry, kvm_vgic_setup_default_irq_routing, kvm_set_msi), \
                include/kvm/arm_vgic.h (KVM_IRQCHIP_NUM_PINS), arch/arm64/kvm/vgic/vgic-its.c (VITS_TYPER_DEVBITS)",
     table: TableKind::Routed,
+    spis: true,
     chips: &[Chip { name: "GIC", irqchip: 0, first_pin: 0, pins: 988, wired: Wired::Lines }],
     lines: &[LineRun { irqchip: 0, first_gsi: 0, first_pin: 0, count: Count::LinesPlus(0) }],
     default_routes: true,
@@ -25,6 +26,7 @@ pub const X86_PIC_IOAPIC: IrqchipModel = IrqchipModel {
     citation: "arch/x86/kvm/irq_comm.c (default_routing, kvm_set_routing_entry), arch/x86/include/uapi/asm/kvm.h \
                (KVM_IRQCHIP_PIC_MASTER, KVM_IOAPIC_NUM_PINS), arch/x86/kvm/i8254.c (pit_do_work)",
     table: TableKind::Routed,
+    spis: false,
     chips: &[
         Chip { name: "master PIC", irqchip: 0, first_pin: 0, pins: 8, wired: Wired::All },
         Chip { name: "slave PIC", irqchip: 1, first_pin: 0, pins: 8, wired: Wired::All },
@@ -49,6 +51,7 @@ pub const RISCV_AIA: IrqchipModel = IrqchipModel {
     citation: "arch/riscv/kvm/vm.c (kvm_riscv_setup_default_irq_routing, kvm_set_routing_entry), arch/riscv/kvm/aia_aplic.c \
                (kvm_riscv_aia_aplic_inject), arch/riscv/include/asm/kvm_host.h (KVM_IRQCHIP_NUM_PINS)",
     table: TableKind::Routed,
+    spis: false,
     chips: &[Chip { name: "APLIC", irqchip: 0, first_pin: 1, pins: 1024, wired: Wired::Lines }],
     lines: &[LineRun { irqchip: 0, first_gsi: 0, first_pin: 0, count: Count::LinesPlus(1) }],
     default_routes: true,
@@ -65,6 +68,7 @@ pub const POWER_XICS: IrqchipModel = IrqchipModel {
     citation: "arch/powerpc/kvm/book3s.c (kvm_irq_map_gsi), arch/powerpc/kvm/book3s_xics.h (KVMPPC_XICS_FIRST_IRQ, KVMPPC_XICS_NR_IRQS), \
                Documentation/virt/kvm/devices/xics.rst",
     table: TableKind::Identity,
+    spis: false,
     chips: &[Chip { name: "XICS", irqchip: 0, first_pin: 16, pins: 1 << 20, wired: Wired::All }],
     lines: &[],
     default_routes: false,
@@ -81,6 +85,7 @@ pub const POWER_MPIC: IrqchipModel = IrqchipModel {
     citation: "Documentation/virt/kvm/devices/mpic.rst (IRQ Routing), arch/powerpc/kvm/mpic.c (mpic_set_default_irq_routing, \
                kvm_set_routing_entry), arch/powerpc/include/asm/kvm_host.h (KVM_IRQCHIP_NUM_PINS)",
     table: TableKind::Routed,
+    spis: false,
     chips: &[Chip { name: "MPIC", irqchip: 0, first_pin: 0, pins: 256, wired: Wired::Lines }],
     lines: &[LineRun { irqchip: 0, first_gsi: 0, first_pin: 0, count: Count::Fixed(256) }],
     default_routes: false,

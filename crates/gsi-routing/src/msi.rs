@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-use irq_types::{DeviceId, MsiMessage};
+use irq_types::{DeviceId, Intid, IrqchipPin, MsiMessage, Spi};
 use irqchip::{MsiDelivery, MsiInjector, RouteTarget};
 
 use crate::Target;
@@ -14,6 +14,39 @@ use crate::Target;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MsiPolicy {
     pub(crate) needs_device_id: bool,
+    pub(crate) v2m: Option<V2mFrame>,
+}
+
+/// A GICv2m frame that the VMM emulates, where there is no ITS: a device that writes an INTID to its `MSI_SETSPI_NS` register raises that
+/// SPI (Arm DEN0029, Server Base System Architecture, appendix on GICv2m).
+///
+/// The kernel does not know the frame. A route to the SPI does the same, and no userspace has a part in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct V2mFrame {
+    /// Guest-physical address of the register, 0x40 above the frame's base.
+    pub setspi: u64,
+    /// The first SPI of the frame.
+    pub first: Spi,
+    /// How many SPIs it has.
+    pub count: u32,
+}
+
+impl V2mFrame {
+    /// The SPI that `message` raises, if it goes to this frame and names one of its SPIs.
+    #[must_use]
+    pub fn spi(&self, message: MsiMessage) -> Option<Spi> {
+        if message.address != self.setspi {
+            return None;
+        }
+        match Intid::new(message.data) {
+            Ok(Intid::Spi(spi)) if self.has_pin(spi.pin().get()) => Some(spi),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn has_pin(&self, pin: u32) -> bool {
+        pin.checked_sub(self.first.pin().get()).is_some_and(|n| n < self.count)
+    }
 }
 
 impl MsiPolicy {
@@ -31,13 +64,21 @@ impl MsiPolicy {
 
     /// The kernel's form of a table entry's target.
     #[must_use]
-    pub const fn route_target(self, target: Target) -> RouteTarget {
+    pub fn route_target(self, target: Target) -> RouteTarget {
         match target {
             Target::Line(pin) => RouteTarget::Line(pin),
-            Target::Msi { message, device_id } => {
-                RouteTarget::Msi { message, device_id: self.device_id(device_id) }
-            }
+            Target::Msi { message, device_id } => match self.v2m_spi(message) {
+                Some(spi) => RouteTarget::Line(IrqchipPin { irqchip: 0, pin: spi.pin() }),
+                None => RouteTarget::Msi { message, device_id: self.device_id(device_id) },
+            },
         }
+    }
+
+    /// The SPI that `message` raises, where it goes to the VM's GICv2m frame. Injecting such a message is pulsing the SPI
+    /// ([`LineInjector::set_spi`](irqchip::LineInjector::set_spi)).
+    #[must_use]
+    pub fn v2m_spi(self, message: MsiMessage) -> Option<Spi> {
+        self.v2m.and_then(|frame| frame.spi(message))
     }
 
     /// Injects an MSI from userspace (`KVM_SIGNAL_MSI`).

@@ -12,7 +12,7 @@ use crate::allocator::{Allocated, Allocator};
 use crate::rules::Rules;
 use crate::{
     Budget, Counters, Error, GsiHandle, IrqchipModel, MsiPolicy, ReservedRange, Snapshot, Table, TableKind,
-    Targets, Transaction, Usage,
+    Target, Targets, Transaction, Usage, V2mFrame,
 };
 
 /// A VM's routing table: who has which GSI, what each fires, and the one way to change it. Clones are the same router.
@@ -76,6 +76,39 @@ impl Router {
         ready: &IrqchipReady,
         model: &'static IrqchipModel,
     ) -> Result<Self, Error> {
+        Self::build(sink, capabilities, ready, model, None)
+    }
+
+    /// As [`new`](Self::new), for a VM whose VMM emulates a GICv2m frame: an MSI to the frame becomes a route to the SPI that it names.
+    /// The frame's SPIs cannot be claimed as lines.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); [`Error::FrameBeyondLines`] if the VM has not all of the frame's SPIs.
+    pub fn with_v2m(
+        sink: Arc<dyn RoutingSink>,
+        capabilities: &dyn Capabilities,
+        ready: &IrqchipReady,
+        model: &'static IrqchipModel,
+        frame: V2mFrame,
+    ) -> Result<Self, Error> {
+        let end = u64::from(frame.first.get()) + u64::from(frame.count);
+        if !model.spis || end > u64::from(ready.lines()) {
+            return Err(Error::FrameBeyondLines {
+                first: frame.first,
+                count: frame.count,
+                lines: ready.lines(),
+            });
+        }
+        Self::build(sink, capabilities, ready, model, Some(frame))
+    }
+
+    fn build(
+        sink: Arc<dyn RoutingSink>,
+        capabilities: &dyn Capabilities,
+        ready: &IrqchipReady,
+        model: &'static IrqchipModel,
+        v2m: Option<V2mFrame>,
+    ) -> Result<Self, Error> {
         if sink.vm_id() != ready.vm_id() {
             return Err(Error::OtherVm);
         }
@@ -85,7 +118,7 @@ impl Router {
             TableKind::Routed => ask(Capability::IrqRouting)?,
             TableKind::Identity => identity_limit(),
         };
-        let msi = MsiPolicy { needs_device_id: ask(Capability::MsiDeviceId)? != 0 };
+        let msi = MsiPolicy { needs_device_id: ask(Capability::MsiDeviceId)? != 0, v2m };
         let rules = Rules { model, lines: ready.lines(), limit, msi };
         let table = Table::new(rules.default_entries());
         let line_gsis = model.line_gsis(rules.lines);
@@ -141,7 +174,8 @@ impl Router {
         self.shared.rules.msi
     }
 
-    /// Injects an MSI from userspace, with or without the sender as this VM wants it.
+    /// Injects an MSI from userspace, with or without the sender as this VM wants it. One to a [`V2mFrame`] is no MSI to the kernel: see
+    /// [`MsiPolicy::v2m_spi`].
     ///
     /// # Errors
     /// Those of [`MsiInjector::signal_msi`].
@@ -204,7 +238,7 @@ impl Router {
         let mut state = lock(&self.shared.state);
         let mut allocated = allocate(&mut state.allocator)?;
         if allocated == Allocated::PurgeFirst {
-            self.shared.commit(&mut state, &BTreeMap::new())?;
+            self.shared.commit(&mut state, BTreeMap::new())?;
             allocated = allocate(&mut state.allocator)?;
         }
         match allocated {
@@ -235,7 +269,7 @@ impl Router {
     pub fn reserve_range(&self, range: Range<u32>) -> Result<ReservedRange, Error> {
         let mut state = lock(&self.shared.state);
         if state.allocator.withdrawn().any(|gsi| range.contains(&gsi.get())) {
-            self.shared.commit(&mut state, &BTreeMap::new())?;
+            self.shared.commit(&mut state, BTreeMap::new())?;
         }
         state.allocator.reserve(range.clone())?;
         Ok(ReservedRange::new(self.clone(), range))
@@ -244,9 +278,12 @@ impl Router {
     /// The GSI that stands for an SPI, routed there.
     ///
     /// # Errors
-    /// As [`claim_line`](Self::claim_line).
+    /// [`Error::NoSpis`] without a GIC; those of [`claim_line`](Self::claim_line).
     pub fn claim_spi(&self, spi: Spi) -> Result<GsiHandle, Error> {
-        self.claim_line(Gsi::new(spi.pin().get()))
+        let mut transaction = self.transaction();
+        let handle = transaction.claim_spi(spi)?;
+        transaction.commit()?;
+        Ok(handle)
     }
 
     /// As [`claim_spi`](Self::claim_spi), for a number that may be any interrupt of a GIC.
@@ -305,7 +342,7 @@ impl Router {
     /// # Errors
     /// [`Error::Commit`].
     pub fn flush(&self) -> Result<Commit, Error> {
-        self.shared.commit(&mut lock(&self.shared.state), &BTreeMap::new())
+        self.shared.commit(&mut lock(&self.shared.state), BTreeMap::new())
     }
 
     /// Hands the table to the kernel again, changed or not.
@@ -372,30 +409,30 @@ impl Shared {
             .filter(|&(&gsi, &(serial, _))| state.allocator.serial(gsi) == Some(serial))
             .map(|(&gsi, (_, targets))| (gsi, targets.clone()))
             .collect();
-        self.commit(&mut state, &changes)
+        self.commit(&mut state, changes)
     }
 
     /// The one place where the table changes. `changes` are of owned GSIs; what is withdrawn goes along.
-    fn commit(&self, state: &mut State, changes: &BTreeMap<Gsi, Targets>) -> Result<Commit, Error> {
+    fn commit(&self, state: &mut State, mut changes: BTreeMap<Gsi, Targets>) -> Result<Commit, Error> {
         let snapshot = self.table();
-        let entries = state.allocator.entries_with(changes.iter().map(|(&gsi, t)| (gsi, t.len())));
-        let promised = state.allocator.promised();
-        if entries + promised > self.rules.limit as usize {
-            lock(&self.published).counters.refused += 1;
-            return Err(Error::TooManyEntries { entries, promised, limit: self.rules.limit });
-        }
-        let mut all = changes.clone();
+        let owned: Vec<(Gsi, usize)> = changes.iter().map(|(&gsi, targets)| (gsi, targets.len())).collect();
         for gsi in state.allocator.withdrawn() {
-            all.insert(gsi, self.unowned(gsi, state.keep_defaults));
+            changes.insert(gsi, self.unowned(gsi, state.keep_defaults));
         }
-        let table = snapshot.table().with(&all);
-        let installed = self.rules.model.table == TableKind::Routed && !self.same(snapshot.table(), &table);
+        let table = snapshot.table().with(&changes);
+        let changed = *snapshot.table() != table;
+        self.check(state, &owned, &changes, &table, changed).inspect_err(|_| {
+            lock(&self.published).counters.refused += 1;
+        })?;
+
+        let routed = self.rules.model.table == TableKind::Routed;
+        let installed = routed && changed && !self.same(snapshot.table(), &table);
         if installed {
-            self.install(&table, all.len())?;
+            self.install(&table, changes.len())?;
         }
         // The kernel has it. From here on nothing can fail.
-        for (&gsi, targets) in changes {
-            state.allocator.set_entries(gsi, targets.len());
+        for (gsi, entries) in owned {
+            state.allocator.set_entries(gsi, entries);
         }
         state.allocator.purged();
         let mut published = lock(&self.published);
@@ -403,12 +440,40 @@ impl Shared {
             published.counters.skipped += 1;
         }
         let entries = table.entries().len();
-        let changed = *snapshot.table() != table;
         let generation = snapshot.generation() + u64::from(changed);
         if changed {
             published.snapshot = Arc::new(Snapshot::new(generation, table));
         }
         Ok(Commit { generation, installed, entries })
+    }
+
+    /// What can only be said of the table as a whole: that it fits, and that no pin is fired by two GSIs.
+    fn check(
+        &self,
+        state: &State,
+        owned: &[(Gsi, usize)],
+        changes: &BTreeMap<Gsi, Targets>,
+        table: &Table,
+        changed: bool,
+    ) -> Result<(), Error> {
+        let entries = state.allocator.entries_with(owned.iter().copied());
+        let promised = state.allocator.promised();
+        if entries + promised > self.rules.limit as usize {
+            return Err(Error::TooManyEntries { entries, promised, limit: self.rules.limit });
+        }
+        if changed && changes.values().any(|targets| matches!(targets, Targets::Lines(_))) {
+            let mut firing = BTreeMap::new();
+            for entry in table.entries() {
+                if let Target::Line(pin) = entry.target
+                    && let Some(other) = firing.insert(pin, entry.gsi)
+                {
+                    let changed = if changes.contains_key(&entry.gsi) { entry.gsi } else { other };
+                    let other = if changed == other { entry.gsi } else { other };
+                    return Err(Error::PinTaken { gsi: changed, pin, other });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether the kernel would notice a difference.

@@ -34,6 +34,7 @@ impl Rules {
     /// Whether `gsi` may send `message` from `device_id`.
     pub(crate) fn check_msi(&self, gsi: Gsi, message: MsiMessage, device_id: DeviceId) -> Result<(), Error> {
         match self.model.msi {
+            _ if self.msi.v2m_spi(message).is_some() => Ok(()),
             MsiPath::Table => Ok(()),
             MsiPath::TableWithIts { .. } if !self.msi.needs_device_id() => {
                 Err(Error::NoMsiReceiver { gsi, message })

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use irq_types::{DeviceId, Gsi, IrqchipPin, MsiMessage, Spi};
+use irq_types::{DeviceId, Gsi, IrqchipPin, MsiMessage, Pin, Spi};
+use irqchip::arm;
 
 use crate::{Commit, Error, GsiHandle, Router, TableKind, Targets};
 
@@ -132,9 +133,13 @@ impl Transaction {
     /// Claims the GSI that stands for an SPI, and stages its route.
     ///
     /// # Errors
-    /// As [`claim_line`](Self::claim_line).
+    /// [`Error::NoSpis`] without a GIC; those of [`claim_line`](Self::claim_line).
     pub fn claim_spi(&mut self, spi: Spi) -> Result<GsiHandle, Error> {
-        self.claim_line(Gsi::new(spi.pin().get()))
+        let model = self.router.model();
+        if !model.spis {
+            return Err(Error::NoSpis { spi, model: model.name });
+        }
+        self.claim_line(arm::default_gsi(spi.pin()))
     }
 
     /// Claims a GSI that stands for a line, and stages the route to what it stands for. Where that is the default route and still in the
@@ -147,10 +152,13 @@ impl Transaction {
         let rules = shared.rules;
         let pins: Vec<IrqchipPin> = match rules.model.table {
             TableKind::Routed => rules.model.line_pins(gsi, rules.lines).collect(),
-            TableKind::Identity => vec![IrqchipPin { irqchip: 0, pin: irq_types::Pin::new(gsi.get()) }],
+            TableKind::Identity => vec![IrqchipPin { irqchip: 0, pin: Pin::new(gsi.get()) }],
         };
         if pins.is_empty() || pins.iter().any(|&pin| rules.check_line(gsi, pin).is_err()) {
             return Err(Error::NoSuchLine { gsi, model: rules.model.name, lines: rules.lines });
+        }
+        if rules.model.spis && rules.msi.v2m.is_some_and(|frame| frame.has_pin(gsi.get())) {
+            return Err(Error::Taken { gsi });
         }
         let serial = shared.own_line(gsi)?;
         let handle = GsiHandle::new(self.router.clone(), gsi, serial);
@@ -201,7 +209,7 @@ impl Transaction {
     /// be tried again.
     ///
     /// # Errors
-    /// [`Error::TooManyEntries`] before the kernel sees the table; [`Error::Commit`] when it refuses it.
+    /// [`Error::TooManyEntries`] and [`Error::PinTaken`] before the kernel sees the table; [`Error::Commit`] when it refuses it.
     pub fn commit(&mut self) -> Result<Commit, Error> {
         let commit = self.router.shared().commit_staged(&self.staged)?;
         self.staged.clear();
