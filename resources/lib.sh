@@ -13,6 +13,23 @@ target=aarch64-unknown-linux-gnu
 say() { printf '==> %s\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
+# Run a command (or function) so that a signal to this script ends it as well. A shell that runs it in the foreground
+# would not look at the signal before the command is done.
+child=''
+child() {
+    local rc=0
+    "$@" <&0 &
+    child=$!
+    wait "$child" || rc=$?
+    child=''
+    return "$rc"
+}
+end_child() {
+    [ -z "$child" ] || kill "$child" 2>/dev/null || true
+    [ -z "$child" ] || wait "$child" 2>/dev/null || true
+}
+trap 'end_child; exit 130' INT TERM HUP
+
 # Hold the cache's lock NAME until this script ends; say so when that means waiting.
 lock() {
     mkdir -p "$cache/locks" || die "cannot write the cache directory $cache (set DOORBELL_CACHE)"
@@ -25,7 +42,7 @@ scratch() {
     mkdir -p "$cache/tmp"
     scratch=$(mktemp -d "$cache/tmp/XXXXXX")
     trap 'rm -rf "$scratch"' EXIT
-    trap 'exit 130' INT TERM HUP
+    trap 'end_child; exit 130' INT TERM HUP
 }
 
 # Move the finished scratch directory $1 to its place $2.
@@ -38,22 +55,20 @@ settle() {
 # Run a long command with its output in a log; print a sign of life every ten seconds; show the log's tail on failure.
 # usage: slowly LOG 'what it does' 'command that prints the progress' CMD...
 slowly() {
-    local log=$1 what=$2 progress=$3 start=$SECONDS pid rc=0 n=0
+    local log=$1 what=$2 progress=$3 start=$SECONDS rc=0 n=0
     shift 3
     say "$what ..."
     "$@" >"$log" 2>&1 </dev/null 9>&- &
-    pid=$!
-    # A signal must not leave the long command behind.
-    trap 'kill "$pid" 2>/dev/null; wait "$pid" 2>/dev/null; exit 130' INT TERM HUP
-    while kill -0 "$pid" 2>/dev/null; do
+    child=$!
+    while kill -0 "$child" 2>/dev/null; do
         sleep 0.5
         n=$((n + 1))
         if [ $((n % 20)) = 0 ]; then
             printf '    %s: %ds %s\n' "$what" $((SECONDS - start)) "$(LOG=$log eval "$progress" 2>/dev/null)" >&2
         fi
     done
-    wait "$pid" || rc=$?
-    trap 'exit 130' INT TERM HUP
+    wait "$child" || rc=$?
+    child=''
     if [ "$rc" != 0 ]; then
         tail -n 30 "$log" >&2
         die "$what: failed (status $rc)"
