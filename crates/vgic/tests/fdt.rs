@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The device-tree nodes, read back property by property.
 
+#![allow(
+    clippy::single_range_in_vec_init,
+    reason = "a slice of one window is meant, not the addresses in it"
+)]
+
 mod common;
 
 use common::fdt::{Node, cells, cells64, parse};

@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
+#![allow(
+    clippy::single_range_in_vec_init,
+    reason = "a slice of one window is meant, not the addresses in it"
+)]
+
 use std::ops::Range;
 
 use proptest::prelude::*;
