@@ -1,2 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! To be written.
+//! Eventfd plumbing for interrupts.
+
+#![forbid(unsafe_code)]
+
+mod edge;
+mod error;
+#[cfg(feature = "event-manager")]
+mod event_manager;
+mod eventfd;
+mod gate;
+mod level;
+mod lock;
+mod wires;
+mod wiring;
+
+#[cfg(feature = "event-manager")]
+pub use self::event_manager::{ResampleEvent, ResampleSubscriber};
+pub use edge::{EdgeState, EdgeTrigger};
+pub use error::{Error, EventfdAction};
+pub use level::{LevelFds, LevelState, LevelTrigger, Resample, Resampler};
+pub use wires::{EdgeLine, LevelLine, MsiVector};
+pub use wiring::Wiring;
