@@ -5,7 +5,8 @@ use crate::{Chip, Count, IrqchipModel, KernelUser, LineRun, MsiPath, TableKind, 
 
 /// arm64: one GIC, whose pins are the SPIs. GSI i is SPI i by default; MSIs go to the ITS if the VM has one.
 ///
-/// `lines` is the number of SPIs, NR_IRQS − 32. The kernel takes pins up to 987 whatever NR_IRQS is, and refuses at injection.
+/// `lines` is the number of SPIs, NR_IRQS − 32, at most 960. The kernel takes routes to pins up to 987 whatever NR_IRQS is, and drops what
+/// arrives there.
 pub const ARM_GIC: IrqchipModel = IrqchipModel {
     name: "GIC",
     citation: "arch/arm64/kvm/vgic/vgic-irqfd.c (kvm_set_routing_entry, kvm_vgic_setup_default_irq_routing, kvm_set_msi), \

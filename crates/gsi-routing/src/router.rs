@@ -322,7 +322,7 @@ impl Router {
     /// From now on lines that nobody owns have no route, but for those that the kernel itself fires. Takes effect with the next
     /// commit.
     ///
-    /// A GIC's default table has an entry for each SPI, up to 988, which each commit copies again. A VMM that claims the lines it uses
+    /// A GIC's default table has an entry for each SPI, up to 960, which each commit copies again. A VMM that claims the lines it uses
     /// has no need of the others. Claiming a line later puts its route back.
     pub fn release_default_routes(&self) {
         let mut state = lock(&self.shared.state);
