@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The device-tree nodes, read back property by property.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 #![allow(
     clippy::single_range_in_vec_init,
     reason = "a slice of one window is meant, not the addresses in it"

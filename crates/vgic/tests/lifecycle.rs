@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! From the request to a GIC that runs, on the fake kernel: it refuses what the real one refuses.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
 use std::error::Error as _;
 use std::ops::Range;
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What a VM gets on which host, and what it is told when it does not.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
 use vgic::{ConfigError, GicConfig, GicRequest, GicVersion, HostGic, MsiChoice, MsiConfig, VersionChoice};
 
 const NONE: HostGic = HostGic { v2: false, v3: false, its: false };
