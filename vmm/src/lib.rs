@@ -1,1 +1,65 @@
-//! The VMM.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The VMM: a thin composition of the interrupt crates, rust-vmm's devices and one event loop.
+//!
+//! [`run`] is the whole of it: from a [`Config`](config::Config) to an exit status. A reader who wants to follow one interrupt
+//! starts at [`serial`] (the device), goes on to the crates `irqfd` and `gsi-routing`, and ends in `vgic`; the machine that connects them is
+//! built in `machine`.
+
+pub mod boot;
+pub mod bus;
+pub mod cli;
+pub mod config;
+pub mod console;
+pub mod error;
+pub mod fdt;
+pub mod kernel;
+pub mod layout;
+mod log;
+#[cfg(target_arch = "aarch64")]
+mod machine;
+pub mod memory;
+pub mod outcome;
+pub mod report;
+pub mod rtc;
+pub mod serial;
+pub mod signals;
+pub mod size;
+pub mod status;
+mod sys;
+pub mod terminal;
+#[cfg(target_arch = "aarch64")]
+pub mod vcpu;
+
+use config::Config;
+use error::Result;
+use kernel::{Initrd, Kernel};
+
+/// Runs a guest to its end. Returns the exit status.
+///
+/// # Errors
+/// If it cannot be started or cannot go on; the error has the exit status.
+pub fn run(config: &Config) -> Result<u8> {
+    log::init(config.log);
+    // The user's files before the host: the same mistake gives the same message on every machine.
+    let kernel = Kernel::open(&config.kernel, config.memory)?;
+    let initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;
+    boot::place(
+        kernel.text_offset(),
+        kernel.image_size(),
+        initrd.as_ref().map_or(0, Initrd::len),
+        config.memory,
+    )?;
+    run_guest(config, kernel, initrd)
+}
+
+#[cfg(target_arch = "aarch64")]
+use machine::run_guest;
+
+#[cfg(not(target_arch = "aarch64"))]
+fn run_guest(_config: &Config, _kernel: Kernel, _initrd: Option<Initrd>) -> Result<u8> {
+    Err(error::Error::host(format!(
+        "this is a {} host, and the guests of Doorbell are arm64: KVM cannot run one here",
+        std::env::consts::ARCH
+    ))
+    .hint("use an arm64 host, or the emulated one: `make run`"))
+}
