@@ -17,8 +17,6 @@ pub enum EventfdAction {
     Read,
     /// `poll`.
     Poll,
-    /// `fcntl(F_DUPFD_CLOEXEC)`.
-    Duplicate,
 }
 
 impl fmt::Display for EventfdAction {
@@ -28,7 +26,6 @@ impl fmt::Display for EventfdAction {
             Self::Signal => "signal",
             Self::Read => "read",
             Self::Poll => "poll",
-            Self::Duplicate => "duplicate",
         })
     }
 }

@@ -54,14 +54,6 @@ impl Eventfd {
         Ok(fds[0].revents().contains(PollFlags::IN))
     }
 
-    /// A second descriptor of the same eventfd.
-    pub(crate) fn duplicate(&self) -> Result<OwnedFd, Error> {
-        self.0.try_clone().map_err(|e| Error::Eventfd {
-            action: EventfdAction::Duplicate,
-            errno: Errno::new(e.raw_os_error().unwrap_or_default()),
-        })
-    }
-
     /// The descriptor's number, for messages and state reports.
     pub(crate) fn number(&self) -> RawFd {
         self.0.as_raw_fd()
@@ -71,12 +63,6 @@ impl Eventfd {
 impl AsFd for Eventfd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
-    }
-}
-
-impl From<Eventfd> for OwnedFd {
-    fn from(event: Eventfd) -> Self {
-        event.0
     }
 }
 
@@ -104,13 +90,5 @@ mod tests {
         rustix::io::write(&event.0, &(u64::MAX - 1).to_ne_bytes()).unwrap();
         event.signal().unwrap();
         assert_eq!(event.take().unwrap(), u64::MAX - 1);
-    }
-
-    #[test]
-    fn a_duplicate_signals_the_same_counter() {
-        let event = Eventfd::new().unwrap();
-        let second = Eventfd(event.duplicate().unwrap());
-        second.signal().unwrap();
-        assert_eq!(event.take().unwrap(), 1);
     }
 }

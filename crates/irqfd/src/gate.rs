@@ -171,11 +171,6 @@ impl<W: Word> Gate<W> {
         }
     }
 
-    /// Whether signals are held.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.word.load() & CLOSED != 0
-    }
-
     /// Whether a signal is held.
     pub(crate) fn is_pending(&self) -> bool {
         self.word.load() & PENDING != 0

@@ -413,7 +413,6 @@ fn the_real_word_holds_and_passes_under_load() {
         reported
     });
     assert_eq!(reported, 1000);
-    assert!(gate.is_closed());
 }
 
 #[test]
