@@ -62,7 +62,9 @@ mod tests {
     fn what_is_too_big_for_the_memory_is_refused() {
         let memory = Size(128 << 20);
         assert!(place(0, 64 << 20, 32 << 20, memory).is_ok());
-        for (kernel, initrd) in [(200 << 20, 0), (64 << 20, 64 << 20), (u64::MAX, 0), (0, u64::MAX), (128 << 20, 0)] {
+        for (kernel, initrd) in
+            [(200 << 20, 0), (64 << 20, 64 << 20), (u64::MAX, 0), (0, u64::MAX), (128 << 20, 0)]
+        {
             let line = place(0, kernel, initrd, memory).unwrap_err().one_line();
             assert!(line.contains("128M") && line.contains("--memory"), "{line}");
         }

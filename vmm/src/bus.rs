@@ -79,7 +79,9 @@ impl Bus {
     fn nobody(&self, address: u64, what: &str) {
         // Said once: a guest that probes must not be able to fill its host's log.
         if self.nobody.fetch_add(1, Ordering::Relaxed) == 0 {
-            tracing::warn!("the guest's {what} at {address:#x} finds no device; further ones are only counted");
+            tracing::warn!(
+                "the guest's {what} at {address:#x} finds no device; further ones are only counted"
+            );
         }
     }
 }

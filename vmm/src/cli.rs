@@ -54,7 +54,7 @@ pub struct RunArgs {
     /// Memory, e.g. 512M or 6G [default: 512M].
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub memory: Option<String>,
-    /// What the memory is made of [default: memfd].
+    /// What the memory is made of [default: auto].
     #[arg(long, value_enum, value_name = "KIND")]
     pub backing: Option<Backing>,
     /// Take the memory from the host's huge pages of this size, e.g. 2M.
@@ -93,11 +93,13 @@ impl RunArgs {
     /// If either is wrong.
     pub fn config(self) -> Result<Config> {
         let size = |name: &str, text: Option<String>| -> Result<Option<Size>> {
-            text.map(|text| text.parse().map_err(|e: String| Error::usage(format!("--{name}: {e}")))).transpose()
+            text.map(|text| text.parse().map_err(|e: String| Error::usage(format!("--{name}: {e}"))))
+                .transpose()
         };
         let cpus = self.cpus.map(|text| {
             text.parse::<u32>().map_err(|_| {
-                Error::usage(format!("--cpus: '{text}' is no number of vCPUs")).hint("give a whole number, e.g. 2")
+                Error::usage(format!("--cpus: '{text}' is no number of vCPUs"))
+                    .hint("give a whole number, e.g. 2")
             })
         });
         let given = Settings {

@@ -60,8 +60,10 @@ pub enum OnReset {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Backing {
-    /// A memfd: other processes can be handed the memory.
+    /// A memfd where the host backs shared memory with huge pages, anonymous memory where it does not.
     #[default]
+    Auto,
+    /// A memfd: other processes can be handed the memory.
     Memfd,
     /// Anonymous private memory, which the host backs with transparent huge pages where it has them.
     Anonymous,
@@ -168,7 +170,8 @@ impl Settings {
             Error::usage(format!("{}:{message}", path.display())).hint("`doorbell run --help` lists the keys")
         })?;
         let base = path.parent().unwrap_or(Path::new(""));
-        for file in [&mut settings.kernel, &mut settings.initrd, &mut settings.dump_fdt].into_iter().flatten() {
+        for file in [&mut settings.kernel, &mut settings.initrd, &mut settings.dump_fdt].into_iter().flatten()
+        {
             *file = base.join(&*file);
         }
         Ok(settings)
@@ -178,7 +181,8 @@ impl Settings {
     fn from_toml(text: &str) -> std::result::Result<Self, String> {
         toml::from_str(text).map_err(|e| {
             let offset = e.span().map_or(0, |span| span.start).min(text.len());
-            let line = text.as_bytes().get(..offset).unwrap_or_default().iter().filter(|&&b| b == b'\n').count() + 1;
+            let line =
+                text.as_bytes().get(..offset).unwrap_or_default().iter().filter(|&&b| b == b'\n').count() + 1;
             format!("{line}: {}", e.message())
         })
     }
@@ -226,7 +230,7 @@ impl Settings {
             return Err(Error::usage(format!("{granule} is no size of huge pages"))
                 .hint("see /sys/kernel/mm/hugepages for this host's sizes, e.g. 2M"));
         }
-        if memory.0 % granule.0 != 0 {
+        if !memory.0.is_multiple_of(granule.0) {
             return Err(Error::usage(format!("{memory} of memory is no multiple of {granule}"))
                 .hint(format!("round --memory to a multiple of {granule}")));
         }

@@ -101,7 +101,9 @@ mod tests {
 
     #[test]
     fn one_line_has_message_cause_and_hint_and_no_line_break() {
-        let error = Error::usage("cannot read the kernel a\nb").because(io::Error::other("it is gone")).hint("look for it");
+        let error = Error::usage("cannot read the kernel a\nb")
+            .because(io::Error::other("it is gone"))
+            .hint("look for it");
         assert_eq!(error.one_line(), "cannot read the kernel a b: it is gone; look for it");
         assert_eq!(error.status(), Status::Usage);
     }

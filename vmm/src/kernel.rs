@@ -61,7 +61,8 @@ impl Kernel {
                 .read_to_end(&mut unpacked)
                 .map_err(|e| bad("is damaged or truncated: it does not unpack").because(e))?;
             if unpacked.len() as u64 > limit.0 {
-                return Err(bad(&format!("unpacks to more than the guest's {limit} of memory")).hint("give more --memory"));
+                return Err(bad(&format!("unpacks to more than the guest's {limit} of memory"))
+                    .hint("give more --memory"));
             }
             start = unpacked.get(..unpacked.len().min(4096)).unwrap_or_default().to_vec();
             let len = unpacked.len() as u64;
@@ -96,7 +97,11 @@ impl Kernel {
     /// # Errors
     /// If it does not fit or the file cannot be read any more.
     #[cfg(target_arch = "aarch64")]
-    pub fn load(&mut self, memory: &vm_memory::GuestMemoryMmap, base: vm_memory::GuestAddress) -> Result<u64> {
+    pub fn load(
+        &mut self,
+        memory: &vm_memory::GuestMemoryMmap,
+        base: vm_memory::GuestAddress,
+    ) -> Result<u64> {
         use linux_loader::loader::{KernelLoader, pe::PE};
 
         let loaded = match &mut self.image {
@@ -352,7 +357,9 @@ fn is_disk_image(start: &[u8]) -> bool {
 
 /// Opens a regular file that is not empty.
 fn open(role: &str, path: &Path) -> Result<(File, u64)> {
-    let bad = |what: &str| Error::usage(format!("the {role} {} {what}", path.display())).hint(format!("check --{role}"));
+    let bad = |what: &str| {
+        Error::usage(format!("the {role} {} {what}", path.display())).hint(format!("check --{role}"))
+    };
     let file = File::open(path).map_err(|e| bad("cannot be opened").because(e))?;
     let metadata = file.metadata().map_err(|e| bad("cannot be looked at").because(e))?;
     if !metadata.is_file() {

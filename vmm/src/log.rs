@@ -5,7 +5,7 @@ use crate::config::LogLevel;
 use tracing::level_filters::LevelFilter;
 
 /// Installs the subscriber. A second call changes nothing.
-pub fn init(level: LogLevel) {
+pub(crate) fn init(level: LogLevel) {
     let filter = match level {
         LogLevel::Off => return,
         LogLevel::Error => LevelFilter::ERROR,

@@ -13,7 +13,7 @@ use irqfd::{LevelLine, LevelTrigger, Resample, ResampleSubscriber, Wiring};
 use kvm_bindings::kvm_vcpu_init;
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use kvm_irqchip::KvmVm;
-use vgic::{GicLayout, GicRequest, InitializedVgic, MsiChoice, Vgic, VersionChoice};
+use vgic::{GicLayout, GicRequest, InitializedVgic, MsiChoice, VersionChoice, Vgic};
 use vm_memory::{Bytes, GuestAddress};
 use vm_superio::Trigger;
 
@@ -36,13 +36,12 @@ use crate::vcpu::{self, Ending, Features, RunningVcpu, Vcpu};
 use crate::{fdt, memory};
 
 /// Runs a guest to its end, as often as it resets itself.
-pub fn run_guest(config: &Config, kernel: Kernel, initrd: Option<Initrd>) -> Result<u8> {
+pub(crate) fn run_guest(config: &Config, kernel: Kernel, initrd: Option<Initrd>) -> Result<u8> {
     let kvm = open_kvm()?;
     vcpu::register_kick()?;
     // Before the terminal is set, which a signal would leave as it is then, and before there are other threads.
     let signals = Taken::new()?;
-    let terminal = RawTerminal::enter()
-        .map_err(|e| Error::failure("cannot set the terminal").because(e))?;
+    let terminal = RawTerminal::enter().map_err(|e| Error::failure("cannot set the terminal").because(e))?;
     let mut files = Some((kernel, initrd));
     loop {
         // A VM cannot be reset: its GIC and vCPUs keep their state for life. A guest that resets itself gets a new one.
@@ -57,7 +56,9 @@ pub fn run_guest(config: &Config, kernel: Kernel, initrd: Option<Initrd>) -> Res
         let machine = Machine::build(config, &kvm, kernel, initrd)?;
         let outcome = machine.run(signals.clone(), unchecked)?;
         match (outcome, config.on_reset) {
-            (Outcome::Reset, OnReset::Restart) => tracing::info!("the guest resets itself: starting it again"),
+            (Outcome::Reset, OnReset::Restart) => {
+                tracing::info!("the guest resets itself: starting it again")
+            }
             (Outcome::Reset, OnReset::Exit) => return Ok(Status::GuestReset.code()),
             (Outcome::PowerOff, _) => return Ok(Status::PowerOff.code()),
             (Outcome::UserQuit, _) => return Ok(Status::UserQuit.code()),
@@ -116,7 +117,9 @@ fn open_kvm() -> Result<Kvm> {
             libc::ENOENT | libc::ENXIO | libc::ENODEV => error.hint(
                 "the host's kernel has no KVM or was not started at EL2: look for 'kvm' in its log (dmesg)",
             ),
-            libc::EACCES | libc::EPERM => error.hint("add yourself to the group that owns it (usually: usermod -aG kvm USER) or run as root"),
+            libc::EACCES | libc::EPERM => error.hint(
+                "add yourself to the group that owns it (usually: usermod -aG kvm USER) or run as root",
+            ),
             _ => error,
         }
     })?;
@@ -182,9 +185,9 @@ impl Machine {
         let vm = Arc::new(KvmVm::new(Arc::clone(&vm_fd)));
         let host = |what: &str| Error::host(format!("cannot {what}"));
 
-        let gic_config = gic_request(config)
-            .resolve_on(&*vm)
-            .map_err(|e| Error::host("this host cannot have the interrupt controller asked for").because(e))?;
+        let gic_config = gic_request(config).resolve_on(&*vm).map_err(|e| {
+            Error::host("this host cannot have the interrupt controller asked for").because(e)
+        })?;
         let gic_layout = GicLayout::solve(&gic_config, &layout::GIC_WINDOWS)
             .map_err(|e| Error::failure("cannot lay out the interrupt controller").because(e))?;
         let memory = VmMemory::new(Arc::clone(&vm_fd), memory::create(config)?)
@@ -195,7 +198,9 @@ impl Machine {
             .map_err(|e| host("create the interrupt controller").because(e))?;
         let features = Features::probe(&vm_fd);
         let mut target = kvm_vcpu_init::default();
-        vm_fd.get_preferred_target(&mut target).map_err(|e| host("find out about the host's CPUs").because(e))?;
+        vm_fd
+            .get_preferred_target(&mut target)
+            .map_err(|e| host("find out about the host's CPUs").because(e))?;
         let vcpus = (0..config.cpus)
             .map(|index| Vcpu::create(&vm_fd, index, &target, features))
             .collect::<Result<Vec<_>>>()?;
@@ -248,9 +253,10 @@ impl Machine {
     fn run(self, signals: Taken, unchecked: Option<PathBuf>) -> Result<Outcome> {
         let Self { vcpus, parts } = self;
         let verdict = Verdict::new()?;
-        let resample = ResampleSubscriber::new(parts.line.resampler_for(Arc::clone(&parts.serial) as _), |trouble| {
-            tracing::error!("the serial port's interrupt: {trouble:?}");
-        });
+        let resample =
+            ResampleSubscriber::new(parts.line.resampler_for(Arc::clone(&parts.serial) as _), |trouble| {
+                tracing::error!("the serial port's interrupt: {trouble:?}");
+            });
         let mut events = EventManager::<Box<dyn MutEventSubscriber>>::new_with_capacity(8)
             .map_err(|e| Error::host("cannot make the event loop").because(e))?;
         let running = vcpus
@@ -334,9 +340,9 @@ fn load(
     let entry = kernel.load(memory, GuestAddress(placement.kernel_base))?;
     if let Some(mut initrd) = initrd {
         let len = usize::try_from(initrd.len()).unwrap_or(usize::MAX);
-        memory
-            .read_exact_volatile_from(GuestAddress(placement.initrd), initrd.file(), len)
-            .map_err(|e| Error::usage(format!("cannot read the initrd {}", initrd.path().display())).because(e))?;
+        memory.read_exact_volatile_from(GuestAddress(placement.initrd), initrd.file(), len).map_err(|e| {
+            Error::usage(format!("cannot read the initrd {}", initrd.path().display())).because(e)
+        })?;
     }
     let blob = tree.build().map_err(|e| Error::failure("cannot write the device tree").because(e))?;
     if blob.len() as u64 > boot::FDT_MAX {
@@ -380,11 +386,14 @@ fn check_beside_the_guest(path: PathBuf, verdict: Verdict) {
 impl Parts {
     fn report(&self) -> Report {
         Report {
-            gic: self.gic.config().clone(),
+            gic: *self.gic.config(),
             vcpus: self.config.cpus,
             memory: self.config.memory,
             features: self.features.names(),
-            serial_line: self.line.state().map_or((0, 0), |state| (state.raised + state.raised_again, state.resampled)),
+            serial_line: self
+                .line
+                .state()
+                .map_or((0, 0), |state| (state.raised + state.raised_again, state.resampled)),
             bus: self.bus.counts(),
             serial: self.serial.counts(),
             returns: self.returns.load(Ordering::Relaxed),

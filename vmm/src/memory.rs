@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Guest memory.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -25,9 +25,15 @@ const MFD_HUGE_SHIFT: u32 = 26;
 /// If the host has not that much address space, memory or huge pages.
 pub fn create(config: &Config) -> Result<GuestMemoryMmap> {
     let size = usize::try_from(config.memory.0).map_err(|_| too_much(config.memory))?;
-    let (flags, file) = match (config.backing, config.hugepages) {
-        (Backing::Anonymous, None) => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None),
-        (Backing::Memfd, _) | (_, Some(_)) => (libc::MAP_SHARED, Some(memfd(config.memory, config.hugepages)?)),
+    let file = match (config.backing, config.hugepages) {
+        (_, Some(_)) | (Backing::Memfd, None) => true,
+        (Backing::Anonymous, None) => false,
+        (Backing::Auto, None) => shared_memory_has_huge_pages(),
+    };
+    let (flags, file) = if file {
+        (libc::MAP_SHARED, Some(memfd(config.memory, config.hugepages)?))
+    } else {
+        (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None)
     };
     let mut builder = MmapRegionBuilder::new(size)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -41,7 +47,7 @@ pub fn create(config: &Config) -> Result<GuestMemoryMmap> {
         GuestRegionMmap::new(mapping, GuestAddress(RAM_BASE)).ok_or_else(|| too_much(config.memory))?;
     let memory = GuestMemoryMmap::from_regions(vec![region])
         .map_err(|e| Error::failure("cannot lay out the guest's memory").because(e))?;
-    if config.backing == Backing::Anonymous && config.hugepages.is_none() {
+    if config.hugepages.is_none() {
         sys::advise_huge_pages(&memory);
     }
     if config.prefault {
@@ -52,6 +58,16 @@ pub fn create(config: &Config) -> Result<GuestMemoryMmap> {
         })?;
     }
     Ok(memory)
+}
+
+/// Whether a memfd would get transparent huge pages when it asks for them.
+///
+/// Most hosts say no (`shmem_enabled` is "never" unless somebody changes it), and then a memfd costs the guest a stage-2 fault for
+/// each 4 KiB it touches, where anonymous memory costs one for 2 MiB.
+fn shared_memory_has_huge_pages() -> bool {
+    fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").is_ok_and(|modes| {
+        ["[always]", "[within_size]", "[advise]", "[force]"].iter().any(|mode| modes.contains(mode))
+    })
 }
 
 /// A file in memory of `size` bytes that can neither shrink nor grow under the guest.
@@ -69,7 +85,8 @@ fn memfd(size: Size, hugepages: Option<Size>) -> Result<File> {
     };
     let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     if let Some(page) = hugepages {
-        flags |= MemfdFlags::HUGETLB | MemfdFlags::from_bits_retain(page.0.trailing_zeros() << MFD_HUGE_SHIFT);
+        flags |=
+            MemfdFlags::HUGETLB | MemfdFlags::from_bits_retain(page.0.trailing_zeros() << MFD_HUGE_SHIFT);
     }
     let file = File::from(memfd_create("doorbell-guest", flags).map_err(|e| failed("create", e.into()))?);
     file.set_len(size.0).map_err(|e| failed("size", e))?;
@@ -101,7 +118,7 @@ mod tests {
 
     #[test]
     fn memory_of_either_backing_is_one_region_at_the_base_of_ram() {
-        for backing in [Backing::Memfd, Backing::Anonymous] {
+        for backing in [Backing::Auto, Backing::Memfd, Backing::Anonymous] {
             let memory = create(&config(64 << 20, backing)).unwrap();
             assert_eq!(memory.num_regions(), 1);
             let last = GuestAddress(RAM_BASE + (64 << 20) - 8);

@@ -42,7 +42,8 @@ impl fmt::Display for Report {
             host.machine().to_string_lossy()
         )?;
         writeln!(f, "  GIC          {}", self.gic)?;
-        let features = if self.features.is_empty() { "nothing optional".into() } else { self.features.join(", ") };
+        let features =
+            if self.features.is_empty() { "nothing optional".into() } else { self.features.join(", ") };
         writeln!(f, "  vCPUs        {} with {features}", self.vcpus)?;
         writeln!(f, "  memory       {}", self.memory)?;
         writeln!(

@@ -34,14 +34,17 @@ impl FromStr for Size {
                 *shift
             }
         };
-        number.checked_mul(1 << shift).map(Self).ok_or_else(|| format!("'{text}' is more than 64 bits can count"))
+        number
+            .checked_mul(1 << shift)
+            .map(Self)
+            .ok_or_else(|| format!("'{text}' is more than 64 bits can count"))
     }
 }
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, shift) in UNITS {
-            if self.0 != 0 && self.0 % (1 << shift) == 0 {
+            if self.0 != 0 && self.0.is_multiple_of(1 << shift) {
                 return write!(f, "{}{name}", self.0 >> shift);
             }
         }

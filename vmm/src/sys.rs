@@ -13,7 +13,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// A VM and the guest memory that its slots point into: the mappings live at least as long as the VM can reach them.
 #[derive(Debug)]
-pub struct VmMemory {
+pub(crate) struct VmMemory {
     // Declared before the memory, and so dropped before it. Other holders of the VM (vCPUs, handles) keep the guest's slots
     // alive in the kernel, which is why dropping this empties the slots first.
     vm: std::sync::Arc<VmFd>,
@@ -25,10 +25,11 @@ impl VmMemory {
     ///
     /// # Errors
     /// When the kernel refuses a slot; those before it are taken back.
-    pub fn new(vm: std::sync::Arc<VmFd>, memory: GuestMemoryMmap) -> io::Result<Self> {
+    pub(crate) fn new(vm: std::sync::Arc<VmFd>, memory: GuestMemoryMmap) -> io::Result<Self> {
         let this = Self { vm, memory };
         for (slot, region) in (0..).zip(this.memory.iter()) {
-            let host = region.get_host_address(vm_memory::MemoryRegionAddress(0)).map_err(io::Error::other)?;
+            let host =
+                region.get_host_address(vm_memory::MemoryRegionAddress(0)).map_err(io::Error::other)?;
             this.set_slot(slot, region.start_addr().0, region.len(), host as u64)?;
         }
         Ok(this)
@@ -36,11 +37,17 @@ impl VmMemory {
 
     /// The memory.
     #[must_use]
-    pub fn memory(&self) -> &GuestMemoryMmap {
+    pub(crate) fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
     }
 
-    fn set_slot(&self, slot: u32, guest_phys_addr: u64, memory_size: u64, userspace_addr: u64) -> io::Result<()> {
+    fn set_slot(
+        &self,
+        slot: u32,
+        guest_phys_addr: u64,
+        memory_size: u64,
+        userspace_addr: u64,
+    ) -> io::Result<()> {
         let region =
             kvm_userspace_memory_region { slot, flags: 0, guest_phys_addr, memory_size, userspace_addr };
         // SAFETY: the range is a mapping owned by `self.memory`, or empty. The mapping stays until `self` is dropped, and
@@ -62,7 +69,7 @@ impl Drop for VmMemory {
 /// The byte of a vCPU's shared page that makes `KVM_RUN` return at once (`kvm_run.immediate_exit`), writable from other
 /// threads than the vCPU's own.
 #[derive(Debug)]
-pub struct ImmediateExit {
+pub(crate) struct ImmediateExit {
     page: NonNull<libc::c_void>,
 }
 
@@ -74,7 +81,7 @@ impl ImmediateExit {
     ///
     /// # Errors
     /// If it cannot be mapped.
-    pub fn new(vcpu: &VcpuFd) -> io::Result<Self> {
+    pub(crate) fn new(vcpu: &VcpuFd) -> io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
         let page = unsafe {
             libc::mmap(
@@ -89,11 +96,13 @@ impl ImmediateExit {
         if page == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        NonNull::new(page).map(|page| Self { page }).ok_or_else(|| io::Error::other("the vCPU's page is mapped at 0"))
+        NonNull::new(page)
+            .map(|page| Self { page })
+            .ok_or_else(|| io::Error::other("the vCPU's page is mapped at 0"))
     }
 
     /// Sets or clears the flag.
-    pub fn set(&self, exit: bool) {
+    pub(crate) fn set(&self, exit: bool) {
         let flag = self
             .page
             .cast::<u8>()
@@ -123,8 +132,9 @@ unsafe impl Sync for ImmediateExit {}
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
-    let set = vmm_sys_util::signal::create_sigset(signals).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+pub(crate) fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
+    let set =
+        vmm_sys_util::signal::create_sigset(signals).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
     // SAFETY: `set` is an initialised signal set that outlives the call; there is no old set to write.
     let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
     if result != 0 {
@@ -140,7 +150,7 @@ pub fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
 }
 
 /// Lets the host back a mapping with transparent huge pages. Only advice: a kernel without them changes nothing.
-pub fn advise_huge_pages(memory: &GuestMemoryMmap) {
+pub(crate) fn advise_huge_pages(memory: &GuestMemoryMmap) {
     for region in memory.iter() {
         if let (Ok(host), Ok(len)) =
             (region.get_host_address(vm_memory::MemoryRegionAddress(0)), usize::try_from(region.len()))
@@ -155,7 +165,7 @@ pub fn advise_huge_pages(memory: &GuestMemoryMmap) {
 ///
 /// # Errors
 /// If there are not that many pages, or the kernel is older.
-pub fn populate(memory: &GuestMemoryMmap) -> io::Result<()> {
+pub(crate) fn populate(memory: &GuestMemoryMmap) -> io::Result<()> {
     for region in memory.iter() {
         let host = region.get_host_address(vm_memory::MemoryRegionAddress(0)).map_err(io::Error::other)?;
         let len = usize::try_from(region.len()).map_err(io::Error::other)?;

@@ -8,10 +8,10 @@ use std::thread::{self, JoinHandle};
 use irq_types::Ppi;
 use kvm_bindings::{
     KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ,
-    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC,
-    KVM_ARM_VCPU_SVE, KVM_REG_ARM_CORE, KVM_REG_ARM64, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64,
-    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_device_attr, kvm_regs, kvm_vcpu_init,
-    user_pt_regs,
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
+    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_REG_ARM_CORE, KVM_REG_ARM64, KVM_REG_ARM64_SYSREG,
+    KVM_REG_SIZE_U64, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+    kvm_device_attr, kvm_regs, kvm_vcpu_init, user_pt_regs,
 };
 use kvm_ioctls::{Cap, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -98,7 +98,9 @@ impl Vcpu {
     /// When the kernel refuses.
     pub fn create(vm: &VmFd, index: u32, target: &kvm_vcpu_init, features: Features) -> Result<Self> {
         let failed = |what: &str, e: kvm_ioctls::Error| {
-            Error::host(format!("cannot {what} vCPU {index}")).because(e).hint("give fewer --cpus, or look into the host's log")
+            Error::host(format!("cannot {what} vCPU {index}"))
+                .because(e)
+                .hint("give fewer --cpus, or look into the host's log")
         };
         let fd = vm.create_vcpu(u64::from(index)).map_err(|e| failed("create", e))?;
         let mut init = *target;
@@ -128,9 +130,9 @@ impl Vcpu {
     /// When the kernel refuses.
     pub fn mpidr(&self) -> Result<u64> {
         let mut bytes = [0; 8];
-        self.fd
-            .get_one_reg(MPIDR_EL1, &mut bytes)
-            .map_err(|e| Error::failure(format!("cannot read MPIDR_EL1 of vCPU {}", self.index)).because(e))?;
+        self.fd.get_one_reg(MPIDR_EL1, &mut bytes).map_err(|e| {
+            Error::failure(format!("cannot read MPIDR_EL1 of vCPU {}", self.index)).because(e)
+        })?;
         Ok(u64::from_le_bytes(bytes))
     }
 
@@ -139,8 +141,9 @@ impl Vcpu {
     /// # Errors
     /// When the kernel refuses.
     pub fn init_pmu(&self, ppi: Ppi) -> Result<()> {
-        let failed =
-            |e| Error::failure(format!("cannot set up the performance monitor of vCPU {}", self.index)).because(e);
+        let failed = |e| {
+            Error::failure(format!("cannot set up the performance monitor of vCPU {}", self.index)).because(e)
+        };
         let intid = ppi.intid().get();
         let attr = |attr, addr| kvm_device_attr { flags: 0, group: KVM_ARM_VCPU_PMU_V3_CTRL, attr, addr };
         self.fd
@@ -207,7 +210,11 @@ fn run(mut fd: VcpuFd, index: u32, bus: &Bus, returns: &AtomicU64, stop: &Atomic
             }
             Ok(VcpuExit::Intr) => {}
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
-                return Ending::Failed(unhandled(index, &fd, &format!("entry failure {reason:#x} on host CPU {cpu}")));
+                return Ending::Failed(unhandled(
+                    index,
+                    &fd,
+                    &format!("entry failure {reason:#x} on host CPU {cpu}"),
+                ));
             }
             Ok(other) => {
                 let what = format!("{other:?}");
@@ -238,7 +245,8 @@ fn unhandled(index: u32, fd: &VcpuFd, what: &str) -> Error {
         Ok(_) => format!("at PC {:#x}", u64::from_le_bytes(pc)),
         Err(_) => "at an unknown PC".to_owned(),
     };
-    Error::guest(format!("vCPU {index} stopped {place}: {what}")).hint("the guest's last console output may tell why")
+    Error::guest(format!("vCPU {index} stopped {place}: {what}"))
+        .hint("the guest's last console output may tell why")
 }
 
 /// A vCPU in its thread. Dropping it stops it.
