@@ -225,7 +225,7 @@ impl Allocator {
 
     /// The default route of a line without an owner is to go.
     pub(crate) fn drop_default(&mut self, gsi: Gsi, defaults: usize) {
-        if !self.owners.contains_key(&gsi) {
+        if defaults != 0 && !self.owners.contains_key(&gsi) {
             self.default_entries -= defaults;
             self.withdraw(gsi);
         }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use irq_types::{DeviceId, Gsi, Intid, MsiMessage, Spi};
+use irq_types::{DeviceId, Gsi, Intid, IrqchipPin, MsiMessage, Spi};
 use irqchip::{Capabilities, Capability, IrqchipReady, MsiDelivery, MsiInjector, Route, RoutingSink, VmId};
 
 use crate::allocator::{Allocated, Allocator};
@@ -38,6 +38,8 @@ struct State {
     allocator: Allocator,
     /// Whether default routes of lines without an owner stay in the table.
     keep_defaults: bool,
+    /// Lines without an owner and without a default route, since another GSI fired one of their pins when their owner left.
+    bare: BTreeSet<Gsi>,
 }
 
 #[derive(Clone, Default)]
@@ -138,7 +140,7 @@ impl Router {
                 sink,
                 ready: ready.clone(),
                 rules,
-                state: Mutex::new(State { allocator, keep_defaults: true }),
+                state: Mutex::new(State { allocator, keep_defaults: true, bare: BTreeSet::new() }),
                 published: Mutex::new(published),
             }),
         })
@@ -330,9 +332,8 @@ impl Router {
             return;
         }
         for gsi in self.shared.rules.model.line_gsis(self.shared.rules.lines).map(Gsi::new) {
-            let defaults = self.shared.line_pins_if(gsi, true);
-            if self.shared.line_pins_if(gsi, false) == 0 && defaults != 0 {
-                state.allocator.drop_default(gsi, defaults);
+            if !state.bare.contains(&gsi) && !self.shared.rules.model.kernel_fires(gsi) {
+                state.allocator.drop_default(gsi, self.shared.default_pins(gsi).count());
             }
         }
     }
@@ -356,22 +357,17 @@ impl Router {
 }
 
 impl Shared {
-    /// How many entries `gsi` has while nobody owns it.
-    fn line_pins_if(&self, gsi: Gsi, keep_defaults: bool) -> usize {
+    /// The pins of the route that the kernel has made for `gsi`.
+    fn default_pins(&self, gsi: Gsi) -> impl Iterator<Item = IrqchipPin> {
         let model = self.rules.model;
-        if model.default_routes && (keep_defaults || model.kernel_fires(gsi)) {
-            model.line_pins(gsi, self.rules.lines).count()
-        } else {
-            0
-        }
+        model.line_pins(gsi, self.rules.lines).filter(|_| model.default_routes)
     }
 
     /// What `gsi` fires while nobody owns it.
-    fn unowned(&self, gsi: Gsi, keep_defaults: bool) -> Targets {
-        match self.line_pins_if(gsi, keep_defaults) {
-            0 => Targets::Nothing,
-            _ => Targets::Lines(self.rules.model.line_pins(gsi, self.rules.lines).collect()),
-        }
+    fn unowned(&self, state: &State, gsi: Gsi) -> Targets {
+        let kept = state.keep_defaults || self.rules.model.kernel_fires(gsi);
+        let pins: Vec<_> = self.default_pins(gsi).filter(|_| kept && !state.bare.contains(&gsi)).collect();
+        if pins.is_empty() { Targets::Nothing } else { Targets::Lines(pins) }
     }
 
     pub(crate) fn lock_allocator<R>(&self, f: impl FnOnce(&mut Allocator) -> R) -> R {
@@ -388,16 +384,26 @@ impl Shared {
         if self.rules.model.table == TableKind::Identity {
             return state.allocator.claim_free(gsi);
         }
-        let defaults = self.line_pins_if(gsi, state.keep_defaults);
+        let defaults = self.unowned(&state, gsi).len();
         let entries = self.table().of(gsi).len();
-        state.allocator.claim_line(gsi, defaults, entries)
+        let serial = state.allocator.claim_line(gsi, defaults, entries)?;
+        state.bare.remove(&gsi);
+        Ok(serial)
     }
 
     /// The owner of `gsi` is gone.
     pub(crate) fn release(&self, gsi: Gsi, serial: u64) {
         let mut state = lock(&self.state);
-        let unowned = self.unowned(gsi, state.keep_defaults);
-        let stale = self.table().table().targets(gsi) != unowned;
+        let snapshot = self.table();
+        let fired_by_others = |pin| {
+            let target = Target::Line(pin);
+            snapshot.iter().any(|entry| entry.target == target && entry.gsi != gsi)
+        };
+        if self.default_pins(gsi).any(fired_by_others) {
+            state.bare.insert(gsi);
+        }
+        let unowned = self.unowned(&state, gsi);
+        let stale = snapshot.table().targets(gsi) != unowned;
         state.allocator.release(gsi, serial, unowned.len(), stale);
     }
 
@@ -417,7 +423,7 @@ impl Shared {
         let snapshot = self.table();
         let owned: Vec<(Gsi, usize)> = changes.iter().map(|(&gsi, targets)| (gsi, targets.len())).collect();
         for gsi in state.allocator.withdrawn() {
-            changes.insert(gsi, self.unowned(gsi, state.keep_defaults));
+            changes.insert(gsi, self.unowned(state, gsi));
         }
         let table = snapshot.table().with(&changes);
         let changed = *snapshot.table() != table;
