@@ -30,6 +30,7 @@ pub mod size;
 pub mod status;
 mod sys;
 pub mod terminal;
+pub mod v2m;
 #[cfg(target_arch = "aarch64")]
 pub mod vcpu;
 

@@ -13,7 +13,7 @@ use irqfd::{LevelLine, LevelTrigger, Resample, ResampleSubscriber, Wiring};
 use kvm_bindings::kvm_vcpu_init;
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use kvm_irqchip::KvmVm;
-use vgic::{GicLayout, GicRequest, InitializedVgic, MsiChoice, VersionChoice, Vgic};
+use vgic::{GicLayout, GicRequest, InitializedVgic, MmioRegion, MsiChoice, VersionChoice, Vgic};
 use vm_memory::{Bytes, GuestAddress};
 use vm_superio::Trigger;
 
@@ -32,6 +32,7 @@ use crate::signals::{self, Signals, Taken, Wake};
 use crate::status::Status;
 use crate::sys::VmMemory;
 use crate::terminal::{self, RawTerminal};
+use crate::v2m::MsiFrame;
 use crate::vcpu::{self, Ending, Features, RunningVcpu, Vcpu};
 use crate::{fdt, memory};
 
@@ -215,8 +216,12 @@ impl Machine {
 
         let (serial, line) = serial_port(&vm, &gic)?;
         let mut bus = Bus::new();
-        let attached = bus
-            .attach(&layout::SERIAL, Arc::clone(&serial) as _)
+        let frame = gic.v2m_frame().map_or(Ok(()), |frame| {
+            let MmioRegion { base, size } = frame.region();
+            bus.attach(&(base..base + size), Arc::new(MsiFrame::new(frame, Arc::clone(&vm) as _)))
+        });
+        let attached = frame
+            .and_then(|()| bus.attach(&layout::SERIAL, Arc::clone(&serial) as _))
             .and_then(|()| bus.attach(&layout::RTC, Arc::new(RealTimeClock::new())));
         attached.map_err(|e| Error::failure("cannot lay out the devices").because(e))?;
 
