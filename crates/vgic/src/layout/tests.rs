@@ -169,6 +169,21 @@ fn touching_windows_are_one_region() {
 }
 
 #[test]
+fn windows_are_taken_in_order_of_preference() {
+    let (low, high) = (0x0800_0000..0x0810_0000, 0x4000_0000..0x4010_0000);
+    for (windows, first) in [
+        (vec![low.clone(), high.clone()], 0x0800_0000),
+        (vec![high.clone(), low.clone()], 0x4000_0000),
+        // What touches the preferred window is as preferred.
+        (vec![low, high, 0x07f0_0000..0x0800_0000], 0x07f0_0000),
+    ] {
+        let layout = GicLayout::solve(&v3(1), &windows).unwrap();
+        check(&layout, &windows);
+        assert_eq!(layout.distributor().base, first, "{windows:x?}");
+    }
+}
+
+#[test]
 fn no_space_is_wasted_when_it_is_tight() {
     // The distributor must leave the pair of the first window to the redistributor.
     let windows = [0x2_0000..0x4_0000, 0x6_0000..0x7_0000];
