@@ -16,8 +16,11 @@ use irqchip::{
     IrqchipReady, Operation, Route, RoutingSink, VmId, arm,
 };
 
-/// What a guest's ITS listens at in these tests.
-pub const DOORBELL: u64 = 0x0808_0040;
+/// Where the guest's ITS is in these tests.
+const ITS_BASE: u64 = 0x0808_0000;
+
+/// Its register that takes messages, `GITS_TRANSLATER`.
+pub const DOORBELL: u64 = ITS_BASE + 0x1_0040;
 
 /// The message that a guest programs for event `event`.
 pub fn msi(event: u32) -> MsiMessage {
@@ -36,7 +39,9 @@ pub fn arm_vm(spis: u32, its: bool) -> (Arc<FakeVm>, IrqchipReady) {
     gic.set_attr(arm::NR_IRQS, AttrValue::U32(spis + 32)).unwrap();
     vm.create_vcpu(0).unwrap();
     if its {
-        vm.create_device(DeviceKind::Its).unwrap();
+        let its = vm.create_device(DeviceKind::Its).unwrap();
+        its.set_attr(arm::ADDR_ITS, AttrValue::U64(ITS_BASE)).unwrap();
+        its.set_attr(arm::CTRL_INIT, AttrValue::None).unwrap();
     }
     let ready = IrqchipReady::init_vgic(&*gic, spis).unwrap();
     vm.forget_calls();
