@@ -195,12 +195,14 @@ fn a_gicv2_host_gives_auto_a_gicv2_and_v3_an_explanation() {
 }
 
 #[test]
-fn asking_for_a_gicv3_leaves_no_trace_on_the_vm() {
-    let test = "asking_for_a_gicv3_leaves_no_trace_on_the_vm";
-    let needed = |host: HostGic| host.v2 && host.v3;
-    let Some(mut machine) = machine(test, needed, "a GICv3 with GICv2 compatibility") else { return };
-    assert!(machine.vm.supports_device(DeviceKind::GicV3).unwrap());
-    machine.bring_up(GicRequest { version: VersionChoice::V2, ..GicRequest::default() });
+fn asking_leaves_no_trace() {
+    let test = "asking_leaves_no_trace";
+    let Some(mut machine) = machine(test, |host| host.v2 || host.v3, "a GIC") else { return };
+    let host = machine.host();
+    assert_eq!(machine.host(), host);
+    // A GICv3 that was created to find out would answer EEXIST to the second of its kind, and to a GICv2 where the host has both.
+    let version = if host.v2 { VersionChoice::V2 } else { VersionChoice::V3 };
+    machine.bring_up(GicRequest { version, ..GicRequest::default() });
     machine.run_all();
 }
 
