@@ -5,7 +5,6 @@ use std::io;
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use vm_superio::Trigger;
 
 use crate::outcome::{Outcome, Verdict};
 use crate::serial::SerialPort;
@@ -19,8 +18,8 @@ const INPUT: u32 = 0;
 const ROOM: u32 = 1;
 
 /// Feeds the serial port from standard input. No byte is lost: while the port is full nothing is read.
-pub struct Console<T: Trigger> {
-    port: Arc<SerialPort<T>>,
+pub struct Console {
+    port: Arc<SerialPort>,
     input: Input,
     keys: Keys,
     /// Read and filtered, and not yet taken by the port.
@@ -41,10 +40,10 @@ enum Input {
     AlwaysReady,
 }
 
-impl<T: Trigger> Console<T> {
+impl Console {
     /// Feeds `port`; the user's wish to leave goes to `verdict`.
     #[must_use]
-    pub fn new(port: Arc<SerialPort<T>>, verdict: Verdict) -> Self {
+    pub fn new(port: Arc<SerialPort>, verdict: Verdict) -> Self {
         Self { port, input: Input::Paused, keys: Keys::default(), waiting: Vec::new(), ended: false, verdict }
     }
 
@@ -53,13 +52,8 @@ impl<T: Trigger> Console<T> {
         while !self.waiting.is_empty() {
             match self.port.feed(&self.waiting) {
                 // No room: the room event comes when there is.
-                Ok(0) => return false,
-                Ok(taken) => drop(self.waiting.drain(..taken)),
-                Err(_) => {
-                    // The interrupt could not be raised; what was queued is queued. Going on would lose input quietly.
-                    tracing::error!("the serial port cannot raise its interrupt");
-                    return false;
-                }
+                0 => return false,
+                taken => drop(self.waiting.drain(..taken)),
             }
         }
         true
@@ -129,7 +123,7 @@ fn input_event() -> Events {
     Events::with_data(&io::stdin(), INPUT, EventSet::IN)
 }
 
-impl<T: Trigger> MutEventSubscriber for Console<T> {
+impl MutEventSubscriber for Console {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         if let Err(e) = ops.add(Events::with_data(self.port.room_event(), ROOM, EventSet::IN)) {
             tracing::error!("standard input stays disconnected: {e}");

@@ -38,6 +38,12 @@ use config::Config;
 use error::Result;
 use kernel::{Initrd, Kernel};
 
+/// Prepares the process for running guests. Once, before there are other threads.
+pub fn prepare_process() {
+    sys::one_heap();
+    terminal::restore_on_panic();
+}
+
 /// Runs a guest to its end. Returns the exit status.
 ///
 /// # Errors

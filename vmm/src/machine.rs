@@ -9,13 +9,12 @@ use std::thread;
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use gsi_routing::{Router, models};
-use irqfd::{LevelLine, LevelTrigger, Resample, ResampleSubscriber, Wiring};
+use irqfd::{LevelTrigger, Resample, ResampleSubscriber, Wiring};
 use kvm_bindings::kvm_vcpu_init;
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Kvm, VmFd};
 use kvm_irqchip::KvmVm;
 use vgic::{GicLayout, GicRequest, InitializedVgic, MmioRegion, MsiChoice, VersionChoice, Vgic};
 use vm_memory::{Bytes, GuestAddress};
-use vm_superio::Trigger;
 
 use crate::boot::{self, Placement};
 use crate::bus::Bus;
@@ -30,7 +29,7 @@ use crate::rtc::RealTimeClock;
 use crate::serial::{SerialPort, Stdout};
 use crate::signals::{self, Signals, Taken, Wake};
 use crate::status::Status;
-use crate::sys::VmMemory;
+use crate::sys::{self, VmMemory};
 use crate::terminal::{self, RawTerminal};
 use crate::v2m::MsiFrame;
 use crate::vcpu::{self, Ending, Features, RunningVcpu, Vcpu};
@@ -81,7 +80,7 @@ struct Machine {
 /// What stays put while the vCPUs run.
 struct Parts {
     bus: Arc<Bus>,
-    serial: Arc<Serial>,
+    serial: Arc<SerialPort>,
     line: LevelTrigger,
     gic: InitializedVgic,
     features: Features,
@@ -90,21 +89,8 @@ struct Parts {
     returns: Arc<AtomicU64>,
 }
 
-type Serial = SerialPort<SerialLine>;
-
-/// The serial port's end of its interrupt line.
-struct SerialLine(Arc<dyn LevelLine>);
-
-impl Trigger for SerialLine {
-    type E = irqfd::Error;
-
-    fn trigger(&self) -> std::result::Result<(), irqfd::Error> {
-        self.0.assert()
-    }
-}
-
 /// After the guest's EOI: the line goes up again while the port still has something to say.
-impl Resample for Serial {
+impl Resample for SerialPort {
     fn resampled(&self) -> bool {
         self.has_something_to_say()
     }
@@ -137,7 +123,8 @@ fn create_vm(kvm: &Kvm, config: &Config) -> Result<VmFd> {
     let end = layout::RAM_BASE + config.memory.0;
     let needed = 64 - (end - 1).leading_zeros();
     // 0 on kernels that cannot be asked: there 40 bits are what a VM has (`api.rst`, section 4.2).
-    let available = u32::try_from(kvm.get_host_ipa_limit()).ok().filter(|&bits| bits > 0).unwrap_or(40);
+    let limit = u32::try_from(kvm.get_host_ipa_limit()).ok().filter(|&bits| bits > 0);
+    let available = limit.unwrap_or(40);
     if needed > available {
         return Err(Error::host(format!(
             "{} of memory needs {needed} bits of guest-physical address, and this host has {available}",
@@ -146,9 +133,9 @@ fn create_vm(kvm: &Kvm, config: &Config) -> Result<VmFd> {
         .hint("give less --memory"));
     }
     // The fewer bits, the fewer levels the host's tables may have; 32 is the least that KVM takes.
-    let vm = match kvm.check_extension_int(Cap::ArmVmIPASize) {
-        bits if bits > 0 => kvm.create_vm_with_ipa_size(needed.max(32)),
-        _ => kvm.create_vm(),
+    let vm = match limit {
+        Some(_) => kvm.create_vm_with_ipa_size(needed.max(32)),
+        None => kvm.create_vm(),
     };
     vm.map_err(|e| Error::host("cannot create a VM").because(e))
 }
@@ -284,14 +271,7 @@ impl Machine {
         if let Some(path) = unchecked {
             check_beside_the_guest(path, verdict.clone());
         }
-        let outcome = loop {
-            if let Some(outcome) = verdict.take() {
-                break outcome;
-            }
-            if let Err(e) = events.run() {
-                break Outcome::Failed(Error::failure("the event loop failed").because(e));
-            }
-        };
+        let outcome = event_loop(&mut events, &verdict, &parts.returns);
         if let Outcome::Signal(number) = outcome {
             // Whoever sent it wants us gone, even if a vCPU is stuck in a write that nobody reads: nothing is waited for, and
             // the kernel takes everything back.
@@ -307,6 +287,36 @@ impl Machine {
     }
 }
 
+/// Dispatches events until there is an outcome.
+///
+/// When guest and loop have been quiet for a while, what start and boot took of the host's memory and nobody needs any more is given back, once.
+fn event_loop(
+    events: &mut EventManager<Box<dyn MutEventSubscriber>>,
+    verdict: &Verdict,
+    returns: &AtomicU64,
+) -> Outcome {
+    /// Milliseconds without an event or an exit that count as quiet.
+    const QUIET: i32 = 1000;
+    let mut settled = false;
+    let mut seen = None;
+    loop {
+        if let Some(outcome) = verdict.take() {
+            return outcome;
+        }
+        match events.run_with_timeout(if settled { -1 } else { QUIET }) {
+            Ok(0) if !settled => {
+                let now = returns.load(Ordering::Relaxed);
+                if seen.replace(now) == Some(now) {
+                    sys::give_back_startup_memory();
+                    settled = true;
+                }
+            }
+            Ok(_) => {}
+            Err(e) => return Outcome::Failed(Error::failure("the event loop failed").because(e)),
+        }
+    }
+}
+
 /// All vCPUs of a running machine. Dropping it stops them together.
 struct Running(Vec<RunningVcpu>);
 
@@ -318,7 +328,7 @@ impl Drop for Running {
 }
 
 /// Makes the serial port, and connects its line: SPI → irqfd with resamplefd → the route that the kernel made for that pin.
-fn serial_port(vm: &Arc<KvmVm>, gic: &InitializedVgic) -> Result<(Arc<Serial>, LevelTrigger)> {
+fn serial_port(vm: &Arc<KvmVm>, gic: &InitializedVgic) -> Result<(Arc<SerialPort>, LevelTrigger)> {
     let failed = || Error::failure("cannot connect the serial port's interrupt");
     let spi = layout::serial_spi().map_err(|e| failed().because(e))?;
     let router = Router::new(Arc::clone(vm) as _, &**vm, gic.ready(), &models::ARM_GIC)
@@ -327,7 +337,7 @@ fn serial_port(vm: &Arc<KvmVm>, gic: &InitializedVgic) -> Result<(Arc<Serial>, L
     let wiring = Wiring::new(Arc::clone(vm) as _, router).map_err(|e| failed().because(e))?;
     let trigger = LevelTrigger::new().map_err(|e| failed().because(e))?;
     trigger.wire(&wiring, &Arc::new(gsi)).map_err(|e| failed().because(e))?;
-    let port = SerialPort::new(SerialLine(trigger.line()), Box::new(Stdout(std::io::stdout())))
+    let port = SerialPort::new(trigger.line(), Box::new(Stdout(std::io::stdout())))
         .map_err(|e| Error::host("cannot create the serial port").because(e))?;
     Ok((Arc::new(port), trigger))
 }

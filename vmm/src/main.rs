@@ -10,7 +10,7 @@ use doorbell::status::Status;
 use doorbell::{run, terminal};
 
 fn main() -> ExitCode {
-    terminal::restore_on_panic();
+    doorbell::prepare_process();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The serial port: vm-superio's 16550 as an MMIO device with a level interrupt.
 
+use std::convert::Infallible;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use irqfd::LevelLine;
 use rustix::event::{PollFd, PollFlags, poll};
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 use vm_superio::Trigger;
-use vm_superio::serial::{self, Serial, SerialEvents};
+use vm_superio::serial::{Serial, SerialEvents};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Bits of the interrupt enable register.
@@ -31,11 +33,37 @@ type Output = Box<dyn Write + Send>;
 
 /// A 16550 whose interrupt line is high while it has something to say.
 ///
-/// `T` raises the line. It is called on every rise of a condition; who lowers the line is the guest's EOI, after which
-/// [`has_something_to_say`](Self::has_something_to_say) tells whether it must go up again.
-pub struct SerialPort<T: Trigger> {
-    uart: Mutex<Serial<T, Arc<Room>, Output>>,
+/// vm-superio's model triggers on the rise of a condition, as an edge-triggered port would, and not again while the condition stands. A
+/// level has to follow the condition: after each access and each byte that arrives, the line is driven to
+/// [`has_something_to_say`](Self::has_something_to_say), and so it is after the guest's EOI.
+pub struct SerialPort {
+    uart: Mutex<Uart>,
+    line: Arc<dyn LevelLine>,
     room: Arc<Room>,
+    line_failures: AtomicU64,
+}
+
+/// What the model triggers: nothing, since the line follows its state.
+#[derive(Debug)]
+struct FollowedByLevel;
+
+impl Trigger for FollowedByLevel {
+    type E = Infallible;
+
+    fn trigger(&self) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+type Uart = Serial<FollowedByLevel, Arc<Room>, Output>;
+
+/// A condition is there and the guest has enabled its interrupt (16550 data sheet, "Interrupt Enable Register").
+fn has_something_to_say(uart: &Uart) -> bool {
+    let state = uart.state();
+    let received = state.interrupt_enable & IER_RECEIVED != 0 && state.line_status & LSR_DATA_READY != 0;
+    let transmitted = state.interrupt_enable & IER_TRANSMITTER_EMPTY != 0
+        && state.interrupt_identification & IIR_TRANSMITTER_EMPTY != 0;
+    received || transmitted
 }
 
 /// Tells the one who feeds the port that there is room again, when they asked for it.
@@ -49,9 +77,8 @@ pub struct Room {
 }
 
 impl SerialEvents for Room {
-    fn buffer_read(&self) {
-        self.received.fetch_add(1, Ordering::Relaxed);
-    }
+    // Also called when the guest reads and there is nothing; what it got is counted when it is queued.
+    fn buffer_read(&self) {}
 
     fn out_byte(&self) {
         self.sent.fetch_add(1, Ordering::Relaxed);
@@ -80,12 +107,12 @@ pub struct SerialCounts {
     pub lost: u64,
 }
 
-impl<T: Trigger> SerialPort<T> {
+impl SerialPort {
     /// A port at rest that writes what the guest sends to `output`.
     ///
     /// # Errors
     /// If there is no descriptor left for the event.
-    pub fn new(line: T, output: Output) -> io::Result<Self> {
+    pub fn new(line: Arc<dyn LevelLine>, output: Output) -> io::Result<Self> {
         let room = Arc::new(Room {
             wanted: AtomicBool::new(false),
             event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
@@ -93,7 +120,8 @@ impl<T: Trigger> SerialPort<T> {
             received: AtomicU64::new(0),
             lost: AtomicU64::new(0),
         });
-        Ok(Self { uart: Mutex::new(Serial::with_events(line, Arc::clone(&room), output)), room })
+        let uart = Mutex::new(Serial::with_events(FollowedByLevel, Arc::clone(&room), output));
+        Ok(Self { uart, line, room, line_failures: AtomicU64::new(0) })
     }
 
     /// Becomes readable when there is room for input again, once for each [`feed`](Self::feed) that found too little.
@@ -103,30 +131,34 @@ impl<T: Trigger> SerialPort<T> {
     }
 
     /// Hands input to the guest. Returns how much the port took; when that is not all, the room event says when to go on.
-    ///
-    /// # Errors
-    /// If the interrupt cannot be raised.
-    pub fn feed(&self, input: &[u8]) -> Result<usize, serial::Error<T::E>> {
+    pub fn feed(&self, input: &[u8]) -> usize {
         let mut uart = self.lock();
         let room = uart.fifo_capacity().min(input.len());
         let taken = match input.get(..room) {
-            Some(now) if room > 0 => uart.enqueue_raw_bytes(now)?,
+            // It fails for a full queue only, which this one is not.
+            Some(now) if room > 0 => uart.enqueue_raw_bytes(now).unwrap_or(0),
             _ => 0,
         };
+        self.drive(&uart);
+        self.room.received.fetch_add(taken as u64, Ordering::Relaxed);
         if taken < input.len() {
             // Under the lock: the guest cannot empty the queue between our look and our wish.
             self.room.wanted.store(true, Ordering::Release);
         }
-        Ok(taken)
+        taken
     }
 
     /// Whether the interrupt line has to be high: a condition is there and the guest has enabled it.
     pub fn has_something_to_say(&self) -> bool {
-        let state = self.lock().state();
-        let received = state.interrupt_enable & IER_RECEIVED != 0 && state.line_status & LSR_DATA_READY != 0;
-        let transmitted = state.interrupt_enable & IER_TRANSMITTER_EMPTY != 0
-            && state.interrupt_identification & IIR_TRANSMITTER_EMPTY != 0;
-        received || transmitted
+        has_something_to_say(&self.lock())
+    }
+
+    /// Drives the line to where the port's state wants it. Under the port's lock, so that the last word is about the last state.
+    fn drive(&self, uart: &Uart) {
+        if self.line.set_level(has_something_to_say(uart)).is_err() {
+            // The next access tries again; nobody is asked to stop a guest for it.
+            self.line_failures.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// How many bytes went which way so far.
@@ -139,7 +171,7 @@ impl<T: Trigger> SerialPort<T> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Serial<T, Arc<Room>, Output>> {
+    fn lock(&self) -> MutexGuard<'_, Uart> {
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -149,10 +181,7 @@ fn register(offset: MmioAddressOffset) -> Option<u8> {
     u8::try_from(offset).ok().filter(|&register| register < 8)
 }
 
-impl<T: Trigger> DeviceMmio for SerialPort<T>
-where
-    T::E: std::fmt::Debug,
-{
+impl DeviceMmio for SerialPort {
     fn mmio_read(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
         data.fill(0);
         let (Some(register), Some(value)) = (register(offset), data.first_mut()) else { return };
@@ -166,12 +195,16 @@ where
                 *value = (*value & !IIR_NONE) | IIR_RECEIVED;
             }
         }
+        self.drive(&uart);
     }
 
     fn mmio_write(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
         let (Some(register), Some(&value)) = (register(offset), data.first()) else { return };
-        // The guest must not notice that its output is lost or its interrupt could not be raised; the counts tell the user.
-        let _ = self.lock().write(register, value);
+        let mut uart = self.lock();
+        // The guest must not notice that its output is lost; the counts tell the user.
+        let _ = uart.write(register, value);
+        self.drive(&uart);
+        drop(uart);
         if register == MCR {
             // A port that leaves loop-back takes input again, and no read of the guest's would say so.
             self.room.in_buffer_empty();
@@ -213,15 +246,25 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicU32;
 
-    #[derive(Clone, Default)]
-    struct Line(Arc<AtomicU32>);
+    /// A line that remembers its level and how often it rose.
+    #[derive(Default)]
+    struct Line {
+        high: AtomicBool,
+        rises: AtomicU32,
+    }
 
-    impl Trigger for Line {
-        type E = io::Error;
-
-        fn trigger(&self) -> io::Result<()> {
-            self.0.fetch_add(1, Ordering::Relaxed);
+    impl LevelLine for Line {
+        fn set_level(&self, high: bool) -> Result<(), irqfd::Error> {
+            if !self.high.swap(high, Ordering::SeqCst) && high {
+                self.rises.fetch_add(1, Ordering::SeqCst);
+            }
             Ok(())
+        }
+    }
+
+    impl Line {
+        fn is_high(&self) -> bool {
+            self.high.load(Ordering::SeqCst)
         }
     }
 
@@ -239,18 +282,18 @@ mod tests {
         }
     }
 
-    fn port() -> (SerialPort<Line>, Line, Sent) {
-        let (line, sent) = (Line::default(), Sent::default());
-        (SerialPort::new(line.clone(), Box::new(sent.clone())).unwrap(), line, sent)
+    fn port() -> (SerialPort, Arc<Line>, Sent) {
+        let (line, sent) = (Arc::new(Line::default()), Sent::default());
+        (SerialPort::new(Arc::clone(&line) as _, Box::new(sent.clone())).unwrap(), line, sent)
     }
 
-    fn read(port: &SerialPort<Line>, register: u64) -> u8 {
+    fn read(port: &SerialPort, register: u64) -> u8 {
         let mut data = [0xff];
         port.mmio_read(MmioAddress(0), register, &mut data);
         data[0]
     }
 
-    fn write(port: &SerialPort<Line>, register: u64, value: u8) {
+    fn write(port: &SerialPort, register: u64, value: u8) {
         port.mmio_write(MmioAddress(0), register, &[value]);
     }
 
@@ -258,16 +301,15 @@ mod tests {
     fn output_goes_out_and_raises_the_line_when_wanted() {
         let (port, line, sent) = port();
         write(&port, 0, b'a');
-        assert_eq!(line.0.load(Ordering::Relaxed), 0);
-        assert!(!port.has_something_to_say());
+        assert!(!line.is_high());
         write(&port, 1, IER_TRANSMITTER_EMPTY);
-        assert_eq!(line.0.load(Ordering::Relaxed), 1);
-        assert!(port.has_something_to_say());
+        assert!(line.is_high());
         // Identified is acknowledged: a driver that leaves the interrupt enabled is not called for ever.
         assert_eq!(read(&port, 2) & 0xf, IIR_TRANSMITTER_EMPTY);
-        assert!(!port.has_something_to_say());
+        assert!(!line.is_high());
         write(&port, 0, b'b');
-        assert!(port.has_something_to_say());
+        assert!(line.is_high());
+        assert_eq!(line.rises.load(Ordering::SeqCst), 2);
         assert_eq!(*sent.0.lock().unwrap(), b"ab");
         assert_eq!(port.counts(), SerialCounts { sent: 2, received: 0, lost: 0 });
     }
@@ -276,30 +318,44 @@ mod tests {
     fn the_line_stays_up_with_a_reason_until_all_input_is_read() {
         let (port, line, _) = port();
         write(&port, 1, IER_RECEIVED);
-        assert_eq!(port.feed(b"xyz").unwrap(), 3);
-        assert_eq!(line.0.load(Ordering::Relaxed), 1);
+        assert_eq!(port.feed(b"xyz"), 3);
         for &byte in b"xyz" {
-            assert!(port.has_something_to_say());
+            assert!(line.is_high());
             // Every time it asks, the driver is told the reason, though it left some data behind last time.
             assert_eq!(read(&port, 2) & 0xf, IIR_RECEIVED);
             assert_eq!(read(&port, 0), byte);
         }
-        assert!(!port.has_something_to_say());
+        assert!(!line.is_high());
         assert_eq!(read(&port, 2) & 0xf, IIR_NONE);
+    }
+
+    /// What went wrong: a console writes with its interrupt disabled, which leaves "transmitter empty" standing in the model. When the
+    /// driver then enabled the interrupt, nothing rose, and the line stayed low for ever.
+    #[test]
+    fn a_condition_that_stood_before_its_interrupt_was_enabled_raises_the_line() {
+        let (port, line, _) = port();
+        write(&port, 1, IER_TRANSMITTER_EMPTY);
+        assert!(line.is_high());
+        write(&port, 1, 0);
+        // The guest's EOI: nothing to say while it is disabled.
+        assert!(!port.has_something_to_say() && !line.is_high());
+        write(&port, 0, b'a');
+        write(&port, 1, IER_TRANSMITTER_EMPTY);
+        assert!(line.is_high());
     }
 
     #[test]
     fn a_full_port_says_when_there_is_room() {
         let (port, _, _) = port();
         let input = [b'i'; 100];
-        let taken = port.feed(&input).unwrap();
+        let taken = port.feed(&input);
         assert_eq!(taken, 64);
         assert!(port.room_event().read().is_err(), "no room yet");
         for _ in 0..taken {
             assert_eq!(read(&port, 0), b'i');
         }
         assert_eq!(port.room_event().read().unwrap(), 1);
-        assert_eq!(port.feed(&input[taken..]).unwrap(), 36);
+        assert_eq!(port.feed(&input[taken..]), 36);
         for _ in 0..36 {
             read(&port, 0);
         }
@@ -311,11 +367,11 @@ mod tests {
         const LOOP: u8 = 1 << 4;
         let (port, _, _) = port();
         write(&port, 4, LOOP);
-        assert_eq!(port.feed(b"a").unwrap(), 0);
+        assert_eq!(port.feed(b"a"), 0);
         assert!(port.room_event().read().is_err());
         write(&port, 4, 0);
         assert_eq!(port.room_event().read().unwrap(), 1);
-        assert_eq!(port.feed(b"a").unwrap(), 1);
+        assert_eq!(port.feed(b"a"), 1);
     }
 
     #[test]

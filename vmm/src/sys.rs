@@ -176,3 +176,39 @@ pub(crate) fn populate(memory: &GuestMemoryMmap) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Makes all threads share one heap. The C library's default is a heap a thread, for which each vCPU thread would reserve 64 MiB of
+/// address space and touch some of it; vCPU threads allocate next to nothing.
+pub(crate) fn one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a parameter of the allocator, which takes its own lock.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1)
+    };
+}
+
+/// Gives back to the host what only the start needed: free heap, and the pages of this program's own code, which are read again from
+/// the page cache as they are used. What stays is what a running guest needs, and a host pays for that once a guest.
+pub(crate) fn give_back_startup_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: returns free memory; the allocator takes its own lock.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+
+    unsafe extern "C" {
+        /// The program's first byte in memory; the linker defines it.
+        static __executable_start: u8;
+        /// The end of its code; the linker defines it.
+        static etext: u8;
+    }
+    const GRANULE: usize = 64 << 10;
+    // Whole pages of any size the host may have.
+    let start = (&raw const __executable_start).addr().next_multiple_of(GRANULE);
+    let end = (&raw const etext).addr() & !(GRANULE - 1);
+    if start < end {
+        // SAFETY: the range is within this program's code, a private read-only mapping of its file that nothing has written to: the
+        // next access reads the same bytes again.
+        unsafe { libc::madvise(std::ptr::without_provenance_mut(start), end - start, libc::MADV_DONTNEED) };
+    }
+}
