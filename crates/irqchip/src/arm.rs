@@ -49,7 +49,8 @@ pub const ADDR_ITS: DeviceAttr = addr(4);
 /// `KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION`: one of several redistributor regions; see [`redist_region`].
 pub const ADDR_V3_REDIST_REGION: DeviceAttr = addr(5);
 
-/// The number of interrupts, private ones included: 64 to 1024 in steps of 32; a 32-bit value.
+/// The number of interrupts, private ones included: 64 to 992 in steps of 32; a 32-bit value. (The kernel's documentation says up to 1024;
+/// the code refuses what is above 1023: Linux 6.12, `arch/arm64/kvm/vgic/vgic-kvm-device.c`, `vgic_set_common_attr`.)
 pub const NR_IRQS: DeviceAttr = DeviceAttr { group: GROUP_NR_IRQS, attr: 0 };
 
 /// `KVM_DEV_ARM_VGIC_CTRL_INIT`: finish the initialisation of a vGIC or an ITS.

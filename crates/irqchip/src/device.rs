@@ -114,6 +114,7 @@ pub trait CreateIrqchip: Send + Sync {
     /// Creates them, ready for use: there is no separate initialisation.
     ///
     /// # Errors
-    /// On KVM: `EEXIST` if the VM has them, `ENXIO` or `ENOTTY` where the architecture has device objects instead.
+    /// On KVM: `EEXIST` if the VM has them, `EINVAL` if it has a vCPU already, `ENOTTY` where the architecture has device objects
+    /// instead.
     fn create_irqchip(&self) -> Result<(), Error>;
 }

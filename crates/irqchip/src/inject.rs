@@ -9,7 +9,8 @@ use crate::Error;
 pub enum MsiDelivery {
     /// It is pending or was merged with one that was.
     Delivered,
-    /// The guest has blocked it: the ITS or the device is not mapped, the LPI is disabled.
+    /// The guest has blocked it: it has not mapped the event to an LPI, or x86's local APIC does not take it. (An LPI that is mapped and
+    /// disabled is [`Delivered`](Self::Delivered): it is pending.)
     Blocked,
 }
 
@@ -19,8 +20,8 @@ pub trait MsiInjector: Send + Sync {
     /// see [`Capability::MsiDeviceId`](crate::Capability::MsiDeviceId).
     ///
     /// # Errors
-    /// On KVM: `EINVAL` if the VM needs a device ID and got none, `ENODEV` if it has nothing that takes MSIs, `EFAULT` and others
-    /// from the ITS.
+    /// On KVM: `EINVAL` without an irqchip, without a device ID where the VM has an ITS, or for an address where no ITS is; `ENODEV` if a
+    /// GIC has no ITS; `EBUSY` while the guest has the ITS or its LPIs disabled; `EPERM` on x86 if no CPU is addressed.
     fn signal_msi(&self, message: MsiMessage, device_id: Option<DeviceId>) -> Result<MsiDelivery, Error>;
 }
 
@@ -29,12 +30,14 @@ pub trait LineInjector: Send + Sync {
     /// Drives an SPI's wire.
     ///
     /// # Errors
-    /// On KVM: `EINVAL` for an INTID beyond this VM's NR_IRQS, `ENXIO` without an in-kernel GIC.
+    /// On KVM: `EINVAL` for an INTID beyond this VM's NR_IRQS, `ENXIO` without an in-kernel GIC, `EBUSY` if it is a GICv3 that is not
+    /// initialised. A GICv2 that is not initialised is by this.
     fn set_spi(&self, spi: Spi, high: bool) -> Result<(), Error>;
 
-    /// Drives the PPI's wire of the vCPU with index `vcpu`.
+    /// Drives the PPI's wire of the vCPU with index `vcpu`. A wire that a device in the kernel drives (timer, PMU) does not move, and KVM
+    /// says nothing: `vgic_validate_injection` (Linux 6.12, `arch/arm64/kvm/vgic/vgic.c`) compares owners.
     ///
     /// # Errors
-    /// On KVM: `EINVAL` if there is no such vCPU, or its kernel device (timer, PMU) owns the PPI.
+    /// On KVM: `EINVAL` if there is no such vCPU, and otherwise as for an SPI.
     fn set_ppi(&self, vcpu: u32, ppi: Ppi, high: bool) -> Result<(), Error>;
 }

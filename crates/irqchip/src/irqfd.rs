@@ -13,7 +13,8 @@ pub trait IrqfdBinder: Send + Sync {
 
     /// From now on a signal of `event` raises `gsi`. A counter that is not zero when this is called fires at once.
     ///
-    /// Without `resample` the GSI is pulsed. With it, the GSI's line stays up until the guest's EOI; then the kernel lowers
+    /// Without `resample` the GSI is pulsed: meant for edge interrupts. (On arm64 a level SPI is raised by it and stays up, since nothing
+    /// lowers it: `kvm_arch_set_irq_inatomic` in Linux 6.12, `arch/arm64/kvm/vgic/vgic-irqfd.c`.) With it, the GSI's line stays up until the guest's EOI; then the kernel lowers
     /// it and signals `resample`, and a device that still wants attention signals `event` again. The kernel takes
     /// references of its own: the caller may close its descriptors, but then deassigns by closing the last one.
     ///
@@ -27,8 +28,8 @@ pub trait IrqfdBinder: Send + Sync {
         resample: Option<BorrowedFd<'_>>,
     ) -> Result<(), Error>;
 
-    /// Undoes [`assign_irqfd`](Self::assign_irqfd) of the same eventfd and GSI. When this returns, no more interrupts come of it.
-    /// Deassigning what is not assigned is no error.
+    /// Undoes [`assign_irqfd`](Self::assign_irqfd) of the same eventfd and GSI. When this returns, no more interrupts come of it, and
+    /// the counter is zero: what was in it has fired. Deassigning what is not assigned is no error and leaves the counter alone.
     ///
     /// # Errors
     /// On KVM: `EBADF`, `EINVAL` if `event` is no eventfd.

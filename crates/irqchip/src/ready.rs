@@ -49,8 +49,8 @@ impl IrqchipReady {
     /// are set and all vCPUs exist before; the `vgic` crate sees to that with types.
     ///
     /// # Errors
-    /// If `gic` is no GIC, or when the kernel refuses: `ENODEV` for a GICv2 or v3 without addresses, `EBUSY` while a vCPU is being
-    /// created, `ENOMEM`.
+    /// If `gic` is no GIC, or when the kernel refuses: `EBUSY` while a vCPU is being created, `ENOMEM`. Missing addresses are *not*
+    /// refused here but by the first run of a vCPU, with `ENXIO`, and the VM is dead then.
     pub fn init_vgic(gic: &dyn DeviceControl, spis: u32) -> Result<Self, ReadyError> {
         match gic.kind() {
             DeviceKind::GicV2 | DeviceKind::GicV3 => {}

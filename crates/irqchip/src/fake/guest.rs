@@ -84,11 +84,7 @@ impl<'a> FakeGuest<'a> {
     /// # Errors
     /// `ENODEV` without an ITS.
     pub fn unmap_event(&self, device: DeviceId, event: EventId) -> Result<(), Errno> {
-        self.vm.look(|state| {
-            let its = state.itses.first_mut().ok_or(Errno::ENODEV)?;
-            its.events.remove(&(device, event));
-            Ok(())
-        })
+        self.vm.look(|state| state.unmap_event(0, device, event))
     }
 
     /// Sets up a pin of x86's IOAPIC, unmasked.

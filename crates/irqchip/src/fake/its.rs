@@ -4,7 +4,7 @@
 //! The model has no guest memory, so it has neither command queue nor tables: the guest maps events by
 //! [`FakeGuest::map_event`](super::FakeGuest::map_event), and the registers that describe both are stored only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use irq_types::{DeviceId, EventId, Intid, Lpi, MsiMessage};
 
@@ -44,6 +44,8 @@ pub(super) struct Its {
     baser: [u64; 2],
     /// Which LPI of which vCPU (index) an event of a device is.
     pub(super) events: BTreeMap<(DeviceId, EventId), (u32, usize)>,
+    /// Those that were translated since something changed (`translation_cache`).
+    cache: BTreeSet<(DeviceId, EventId)>,
 }
 
 impl Its {
@@ -56,6 +58,7 @@ impl Its {
             creadr: 0,
             baser: BASER_FIXED,
             events: BTreeMap::new(),
+            cache: BTreeSet::new(),
         }
     }
 
@@ -111,6 +114,9 @@ impl Its {
                 if self.enabled || value & 1 == 0 || complete {
                     self.enabled = value & 1 != 0;
                 }
+                if !self.enabled {
+                    self.cache.clear();
+                }
             }
             IIDR if (value >> 12) & 0xf != 0 => return Err(Errno::EINVAL),
             CBASER if !self.enabled => {
@@ -131,6 +137,7 @@ impl Its {
                     let new = (value & !BASER_READ_ONLY) | fixed;
                     if new != *register {
                         self.events.clear();
+                        self.cache.clear();
                     }
                     *register = new;
                 }
@@ -218,18 +225,24 @@ impl State {
         if self.itses.is_empty() {
             return Err(Errno::ENODEV);
         }
-        let device = device_id.ok_or(Errno::EINVAL)?;
-        let its = self.itses.iter().find(|its| its.holds(message.address)).ok_or(Errno::EINVAL)?;
+        let event = EventId::new(message.data);
+        // `vgic_its_inject_cached_translation` takes the device ID's field as it is, valid or not: one that is not given is 0 there.
+        let unchecked = (device_id.unwrap_or(DeviceId::new(0)), event);
+        let its = self.itses.iter_mut().find(|its| its.holds(message.address));
+        let (key, its) = match (its, device_id) {
+            (Some(its), _) if its.cache.contains(&unchecked) => (unchecked, its),
+            (_, None) | (None, _) => return Err(Errno::EINVAL),
+            (Some(its), Some(device)) => ((device, event), its),
+        };
         // `vgic_its_resolve_lpi`
         if !its.enabled {
             return Err(Errno::EBUSY);
         }
-        let Some(&(intid, cpu)) = its.events.get(&(device, EventId::new(message.data))) else {
-            return Ok(false);
-        };
+        let Some(&(intid, cpu)) = its.events.get(&key) else { return Ok(false) };
         if !self.vcpus.get(cpu).is_some_and(|vcpu| vcpu.lpis_enabled) {
             return Err(Errno::EBUSY);
         }
+        its.cache.insert(key);
         if let Some(lpi) = self.lines.lpis.get_mut(&intid) {
             lpi.latch = true;
         }
@@ -237,6 +250,21 @@ impl State {
             self.count_raised(Interrupt::Intid(intid));
         }
         Ok(true)
+    }
+
+    /// DISCARD: the event is nobody's.
+    pub(super) fn unmap_event(&mut self, its: usize, device: DeviceId, event: EventId) -> Answer {
+        let its = self.itses.get_mut(its).ok_or(Errno::ENODEV)?;
+        its.events.remove(&(device, event));
+        its.cache.clear();
+        Ok(())
+    }
+
+    /// `vgic_its_invalidate_all_caches`.
+    pub(super) fn forget_translations(&mut self) {
+        for its in &mut self.itses {
+            its.cache.clear();
+        }
     }
 
     /// What the guest's driver does with a handful of commands and a table: from now on this event is this LPI of vCPU `cpu`, enabled.

@@ -133,6 +133,24 @@ impl State {
         }
     }
 
+    /// `GICR_TYPER.Last` (`vgic_mmio_vcpu_rdist_is_last`): the guest need not look for a redistributor behind this one.
+    pub(super) fn is_last_redistributor(&self, cpu: usize) -> bool {
+        let (Some(base), Some(gic)) = (self.vcpus[cpu].redistributor, &self.gic) else { return false };
+        let vcpus = self.vcpus.len();
+        let Some(region) =
+            gic.regions.iter().find(|region| (region.base..region.base + region.size(vcpus)).contains(&base))
+        else {
+            return false;
+        };
+        let next = base + REDIST_SIZE;
+        let taken = region.base + u64::from(region.used) * REDIST_SIZE;
+        let end = region.base + u64::from(region.count) * REDIST_SIZE;
+        let goes_on = region.count != 0
+            && next == end
+            && gic.regions.iter().any(|other| other.base == end && other.used > 0);
+        next >= taken && !goes_on
+    }
+
     /// What reading `KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION` answers for a region's index.
     pub(super) fn redist_region(&self, index: u32) -> Answer<u64> {
         let gic = self.gic.as_ref().ok_or(Errno::ENXIO)?;

@@ -235,7 +235,8 @@ impl State {
             }
             (arm::GROUP_REDIST_REGS, 8) => {
                 let lpis = u32::from(!self.itses.is_empty());
-                lpis | ((self.vcpus[place.cpu].id & 0xffff) << 8)
+                let last = u32::from(self.is_last_redistributor(place.cpu)) << 4;
+                lpis | last | ((self.vcpus[place.cpu].id & 0xffff) << 8)
             }
             (arm::GROUP_REDIST_REGS, 0xc) => self.vcpus[place.cpu].affinity(),
             (arm::GROUP_DIST_REGS | arm::GROUP_REDIST_REGS, 0xffe8) => 0x3b,
@@ -271,6 +272,9 @@ impl State {
             // Without an ITS there are no LPIs to enable.
             (arm::GROUP_REDIST_REGS, 0) => {
                 self.vcpus[place.cpu].lpis_enabled = value & 1 != 0 && !self.itses.is_empty();
+                if value & 1 == 0 {
+                    self.forget_translations();
+                }
             }
             // Both base registers are read-only while LPIs are enabled.
             (arm::GROUP_REDIST_REGS, 0x70..0x80) if !self.vcpus[place.cpu].lpis_enabled => {
