@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The VMM: a thin composition of the interrupt crates, rust-vmm's devices and one event loop.
 //!
-//! [`run`] is the whole of it: from a [`Config`](config::Config) to an exit status. A reader who wants to follow one interrupt
+//! [`run`] is the whole of it: from a [`Config`] to an exit status. A reader who wants to follow one interrupt
 //! starts at [`serial`] (the device), goes on to the crates `irqfd` and `gsi-routing`, and ends in `vgic`; the machine that connects them is
 //! built in `machine`.
 
