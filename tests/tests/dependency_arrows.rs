@@ -15,6 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("gsi-routing", &["irq-types", "irqchip"]),
     ("irqfd", &["irq-types", "irqchip", "gsi-routing"]),
     ("doorbell", &["irq-types", "irqchip", "kvm-irqchip", "vgic", "gsi-routing", "irqfd"]),
+    ("doorbell-bench", &[]),
     ("doorbell-tests", &["irq-types", "irqchip", "kvm-irqchip", "vgic", "gsi-routing", "irqfd", "doorbell"]),
 ];
 
@@ -29,7 +30,17 @@ fn dependencies() -> Option<BTreeMap<String, BTreeSet<String>>> {
     for (name, _) in ALLOWED {
         let output = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()))
             .args(["tree", "--offline", "--manifest-path", manifest, "--package", name])
-            .args(["--all-features", "--depth", "1", "--prefix", "none", "--edges", "normal,build,dev", "--format", "{p}"])
+            .args([
+                "--all-features",
+                "--depth",
+                "1",
+                "--prefix",
+                "none",
+                "--edges",
+                "normal,build,dev",
+                "--format",
+                "{p}",
+            ])
             .output()
             .ok()?;
         assert!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
