@@ -3,7 +3,7 @@
 # Entry points. What they do is in resources/; docs/TESTING.md explains it.
 
 .DEFAULT_GOAL := help
-.PHONY: help packages build run shell test test-here test-arm64 bench check clean clean-cache
+.PHONY: help packages build run shell test test-here test-arm64 bench fuzz check clean clean-cache
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test-arm64: ## only the tests that run on arm64 hosts
 
 bench: build ## compare Doorbell with other VMMs in one run
 	@tests/bench/run
+
+fuzz: ## fuzz everything a guest or a file can write, FUZZ_SECONDS=60 each
+	@resources/fuzz
 
 check: ## format, lints, documentation, licences
 	@resources/check

@@ -16,6 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("irqfd", &["irq-types", "irqchip", "gsi-routing"]),
     ("doorbell", &["irq-types", "irqchip", "kvm-irqchip", "vgic", "gsi-routing", "irqfd"]),
     ("doorbell-bench", &[]),
+    ("doorbell-fuzz", &["irq-types", "irqchip", "vgic", "gsi-routing", "irqfd", "doorbell"]),
     ("doorbell-tests", &["irq-types", "irqchip", "kvm-irqchip", "vgic", "gsi-routing", "irqfd", "doorbell"]),
 ];
 

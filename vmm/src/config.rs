@@ -177,8 +177,11 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Reads TOML text; the error is `LINE: what is wrong`.
-    fn from_toml(text: &str) -> std::result::Result<Self, String> {
+    /// Reads TOML text.
+    ///
+    /// # Errors
+    /// `LINE: what is wrong`.
+    pub fn from_toml(text: &str) -> std::result::Result<Self, String> {
         toml::from_str(text).map_err(|e| {
             let offset = e.span().map_or(0, |span| span.start).min(text.len());
             let line =

@@ -117,6 +117,15 @@ impl Kernel {
     }
 }
 
+/// Looks at the first bytes of a file of `len` bytes as [`Kernel::open`] does. Returns the offset and the size in memory that its header
+/// states.
+///
+/// # Errors
+/// What is wrong with it, as the end of the sentence "the kernel FILE …".
+pub fn check_header(start: &[u8], len: u64) -> std::result::Result<(u64, u64), String> {
+    Header::parse(start, len).map(|header| (header.text_offset, header.image_size))
+}
+
 impl Header {
     /// Reads the header from the first bytes of a file of `len` bytes; the error completes "the kernel FILE …".
     fn parse(start: &[u8], len: u64) -> std::result::Result<Self, String> {
