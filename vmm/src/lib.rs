@@ -73,3 +73,7 @@ fn run_guest(_config: &Config, _kernel: Kernel, _initrd: Option<Initrd>) -> Resu
     ))
     .hint("use an arm64 host, or the emulated one: `make run`"))
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

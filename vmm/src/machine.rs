@@ -2,6 +2,7 @@
 //! The machine: everything put together in the order that the kernel wants, and taken apart in reverse.
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -281,7 +282,8 @@ impl Machine {
         drop(running);
         if parts.config.report {
             terminal::restore();
-            eprint!("{}", parts.report());
+            // Whoever does not read it any more changes nothing about the run.
+            let _ = write!(io::stderr(), "{}", parts.report());
         }
         Ok(outcome)
     }
