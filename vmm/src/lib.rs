@@ -15,8 +15,12 @@ pub mod config;
 pub mod console;
 pub mod error;
 pub mod fdt;
+#[cfg(target_arch = "aarch64")]
+mod host;
 pub mod kernel;
 pub mod layout;
+#[cfg(target_arch = "aarch64")]
+mod load;
 mod log;
 #[cfg(target_arch = "aarch64")]
 mod machine;

@@ -1,29 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The machine: everything put together in the order that the kernel wants, and taken apart in reverse.
 
-use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use gsi_routing::{Router, models};
 use irqfd::{LevelTrigger, Resample, ResampleSubscriber, Wiring};
 use kvm_bindings::kvm_vcpu_init;
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::Kvm;
 use kvm_irqchip::KvmVm;
-use vgic::{GicLayout, GicRequest, InitializedVgic, MmioRegion, MsiChoice, VersionChoice, Vgic};
-use vm_memory::{Bytes, GuestAddress};
+use vgic::{GicLayout, InitializedVgic, MmioRegion, Vgic};
 
-use crate::boot::{self, Placement};
+use crate::boot;
 use crate::bus::Bus;
-use crate::config::{Config, Gic, Msi, OnReset};
+use crate::config::{Config, OnReset};
 use crate::console::Console;
 use crate::error::{Error, Result};
-use crate::kernel::{self, Initrd, Kernel};
+use crate::host::{create_vm, gic_request, open_kvm};
+use crate::kernel::{Initrd, Kernel};
 use crate::layout;
+use crate::load::{check_beside_the_guest, load, seed};
 use crate::outcome::{Outcome, Verdict};
 use crate::report::Report;
 use crate::rtc::RealTimeClock;
@@ -94,69 +93,6 @@ struct Parts {
 impl Resample for SerialPort {
     fn resampled(&self) -> bool {
         self.has_something_to_say()
-    }
-}
-
-/// Opens /dev/kvm, and sees that it is one.
-fn open_kvm() -> Result<Kvm> {
-    let kvm = Kvm::new().map_err(|e| {
-        let error = Error::host("cannot open /dev/kvm").because(e);
-        match e.errno() {
-            libc::ENOENT | libc::ENXIO | libc::ENODEV => error.hint(
-                "the host's kernel has no KVM or was not started at EL2: look for 'kvm' in its log (dmesg)",
-            ),
-            libc::EACCES | libc::EPERM => error.hint(
-                "add yourself to the group that owns it (usually: usermod -aG kvm USER) or run as root",
-            ),
-            _ => error,
-        }
-    })?;
-    // The only version there has been since 2007 (`Documentation/virt/kvm/api.rst`, section 4.1).
-    match kvm.get_api_version() {
-        12 => Ok(kvm),
-        other => Err(Error::host(format!("/dev/kvm speaks version {other} of the KVM API, not 12"))
-            .hint("use a Linux kernel's KVM")),
-    }
-}
-
-/// Makes a VM whose guest-physical addresses reach the end of memory.
-fn create_vm(kvm: &Kvm, config: &Config) -> Result<VmFd> {
-    let end = layout::RAM_BASE + config.memory.0;
-    let needed = 64 - (end - 1).leading_zeros();
-    // 0 on kernels that cannot be asked: there 40 bits are what a VM has (`api.rst`, section 4.2).
-    let limit = u32::try_from(kvm.get_host_ipa_limit()).ok().filter(|&bits| bits > 0);
-    let available = limit.unwrap_or(40);
-    if needed > available {
-        return Err(Error::host(format!(
-            "{} of memory needs {needed} bits of guest-physical address, and this host has {available}",
-            config.memory
-        ))
-        .hint("give less --memory"));
-    }
-    // The fewer bits, the fewer levels the host's tables may have; 32 is the least that KVM takes.
-    let vm = match limit {
-        Some(_) => kvm.create_vm_with_ipa_size(needed.max(32)),
-        None => kvm.create_vm(),
-    };
-    vm.map_err(|e| Error::host("cannot create a VM").because(e))
-}
-
-fn gic_request(config: &Config) -> GicRequest {
-    GicRequest {
-        version: match config.gic {
-            Gic::Auto => VersionChoice::Auto,
-            Gic::V2 => VersionChoice::V2,
-            Gic::V3 => VersionChoice::V3,
-        },
-        msi: match config.msi {
-            Msi::Auto => MsiChoice::Auto,
-            Msi::Its => MsiChoice::Its,
-            Msi::V2m => MsiChoice::V2m,
-            Msi::None => MsiChoice::None,
-        },
-        vcpus: config.cpus,
-        spis: layout::SPIS,
-        ..GicRequest::default()
     }
 }
 
@@ -342,62 +278,6 @@ fn serial_port(vm: &Arc<KvmVm>, gic: &InitializedVgic) -> Result<(Arc<SerialPort
     let port = SerialPort::new(trigger.line(), Box::new(Stdout(std::io::stdout())))
         .map_err(|e| Error::host("cannot create the serial port").because(e))?;
     Ok((Arc::new(port), trigger))
-}
-
-/// Puts kernel, initial RAM disk and device tree into the guest's memory. Returns where the kernel starts.
-fn load(
-    config: &Config,
-    parts: &VmMemory,
-    kernel: &mut Kernel,
-    initrd: Option<Initrd>,
-    placement: &Placement,
-    tree: &fdt::Machine<'_>,
-) -> Result<u64> {
-    let memory = parts.memory();
-    let entry = kernel.load(memory, GuestAddress(placement.kernel_base))?;
-    if let Some(mut initrd) = initrd {
-        let len = usize::try_from(initrd.len()).unwrap_or(usize::MAX);
-        memory.read_exact_volatile_from(GuestAddress(placement.initrd), initrd.file(), len).map_err(|e| {
-            Error::usage(format!("cannot read the initrd {}", initrd.path().display())).because(e)
-        })?;
-    }
-    let blob = tree.build().map_err(|e| Error::failure("cannot write the device tree").because(e))?;
-    if blob.len() as u64 > boot::FDT_MAX {
-        return Err(Error::failure(format!("the device tree has {} bytes, more than fit", blob.len())));
-    }
-    memory
-        .write_slice(&blob, GuestAddress(placement.fdt))
-        .map_err(|e| Error::failure("cannot put the device tree into guest memory").because(e))?;
-    if let Some(path) = &config.dump_fdt {
-        fs::write(path, &blob).map_err(|e| {
-            Error::usage(format!("cannot write the device tree to {}", path.display()))
-                .because(e)
-                .hint("check --dump-fdt")
-        })?;
-    }
-    Ok(entry)
-}
-
-/// Entropy for the guest's first moments. Without any the guest boots too, and says so.
-fn seed() -> ([u8; 64], u64) {
-    let mut bytes = [0; 72];
-    if let Err(e) = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
-        tracing::warn!("no entropy for the guest: {e}");
-    }
-    let (rng, kaslr) = bytes.split_at(64);
-    (rng.try_into().unwrap_or([0; 64]), kaslr.try_into().map_or(0, u64::from_ne_bytes))
-}
-
-/// Checks a long initial RAM disk while the guest already runs. A damaged one ends the run: the guest has been given a part of a file.
-fn check_beside_the_guest(path: PathBuf, verdict: Verdict) {
-    let check = move || {
-        if let Err(e) = kernel::check_initrd(&path) {
-            verdict.set(Outcome::Failed(e));
-        }
-    };
-    if let Err(e) = thread::Builder::new().name("initrd-check".into()).spawn(check) {
-        tracing::warn!("the initrd goes unchecked: {e}");
-    }
 }
 
 impl Parts {
