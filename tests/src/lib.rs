@@ -9,3 +9,6 @@
 )]
 
 pub mod contract;
+pub mod guest;
+#[cfg(target_arch = "aarch64")]
+pub mod metal;

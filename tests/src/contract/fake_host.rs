@@ -72,6 +72,27 @@ impl ContractVm for FakeVm {
         self.guest().map_event(device, event, lpi).unwrap();
     }
 
+    fn enable_lpi(
+        &self,
+        _its: &dyn DeviceControl,
+        _device: DeviceId,
+        _event: EventId,
+        lpi: Lpi,
+        enabled: bool,
+    ) {
+        self.guest().set_enabled(lpi.intid(), enabled).unwrap();
+    }
+
+    fn unmap_event(&self, _its: &dyn DeviceControl, device: DeviceId, event: EventId) {
+        self.guest().unmap_event(device, event).unwrap();
+    }
+
+    fn while_running(&self, id: u32, done: &mut dyn FnMut() -> bool) {
+        self.enter_guest(id).unwrap();
+        super::fixture::eventually("what happens while a vCPU runs", done);
+        self.leave_guest(id).unwrap();
+    }
+
     fn take(&self, _irqchip: Irqchip) -> Option<Taken> {
         // The guest must run to take anything.
         Self::run_vcpu(self, 0).unwrap();

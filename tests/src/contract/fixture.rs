@@ -178,6 +178,11 @@ impl Machine {
         }
     }
 
+    /// … to a GICv3's distributor only.
+    pub fn place_distributor(&self) {
+        self.set(arm::ADDR_V3_DIST, long(DISTRIBUTOR)).unwrap();
+    }
+
     /// Initialises the GIC.
     pub fn init(&self) {
         self.set(arm::CTRL_INIT, AttrValue::None).unwrap();
@@ -209,6 +214,17 @@ impl Machine {
     pub fn map(&self, device: u32, event: u32, lpi: u32) {
         let (device, event) = (DeviceId::new(device), EventId::new(event));
         self.vm.map_event(self.gic(), self.its(), device, event, Lpi::new(lpi).unwrap());
+    }
+
+    /// The guest enables or disables an LPI.
+    pub fn enable_lpi(&self, device: u32, event: u32, lpi: u32, enabled: bool) {
+        let (device, event) = (DeviceId::new(device), EventId::new(event));
+        self.vm.enable_lpi(self.its(), device, event, Lpi::new(lpi).unwrap(), enabled);
+    }
+
+    /// The guest takes a mapping back.
+    pub fn unmap(&self, device: u32, event: u32) {
+        self.vm.unmap_event(self.its(), DeviceId::new(device), EventId::new(event));
     }
 
     /// Which irqchip of the VM has the lines: x86's third is the IOAPIC.

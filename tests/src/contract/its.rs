@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The ITS, and MSIs to it (Linux 6.12, `arch/arm64/kvm/vgic/vgic-its.c`).
 
-use irq_types::{DeviceId, MsiMessage};
-use irqchip::{AttrValue, Capability, DeviceAttr, DeviceKind, Errno, MsiDelivery, arm};
+use irq_types::{DeviceId, Gsi, MsiMessage, TriggerMode};
+use irqchip::{
+    AttrValue, Capability, CreateIrqchip, DeviceAttr, DeviceKind, Errno, MsiDelivery, Route, RouteTarget, arm,
+};
 
 use super::fixture::{
     DISTRIBUTOR, DOORBELL, ITS, Machine, event, its_message, its_route, long, refusal, ring,
@@ -214,6 +216,82 @@ pub fn an_msi_route_without_device_id_is_accepted_and_lost(host: &dyn Host) {
     machine.bind(&event, 300).unwrap();
     ring(&event);
     assert_eq!(machine.take_next(), Taken::Lpi(LPI));
+}
+
+/// A translation that was used before is found by what the field holds, given or not; so device 0, and only it, can do without saying who
+/// it is. Whoever hard-codes 0 sees the first interrupt lost and the others arrive.
+pub fn a_device_of_id_zero_is_found_without_saying_so(host: &dyn Host) {
+    let machine = Machine::with_its(host);
+    machine.map(0, 0, LPI);
+    assert_eq!(send(&machine, its_message(0), None), Err(Errno::EINVAL));
+    assert_eq!(send(&machine, its_message(0), Some(0)), Ok(MsiDelivery::Delivered));
+    assert_eq!(machine.take_next(), Taken::Lpi(LPI));
+    assert_eq!(send(&machine, its_message(0), None), Ok(MsiDelivery::Delivered));
+    assert_eq!(machine.take_next(), Taken::Lpi(LPI));
+    machine.unmap(0, 0);
+    assert_eq!(send(&machine, its_message(0), None), Err(Errno::EINVAL));
+}
+
+/// It waits for the guest, and was delivered none the less.
+pub fn a_disabled_lpi_is_pending(host: &dyn Host) {
+    let machine = Machine::with_its(host);
+    machine.map(DEVICE, 0, LPI);
+    machine.enable_lpi(DEVICE, 0, LPI, false);
+    assert_eq!(send(&machine, its_message(0), Some(DEVICE)), Ok(MsiDelivery::Delivered));
+    assert_eq!(machine.take(), None);
+    machine.enable_lpi(DEVICE, 0, LPI, true);
+    assert_eq!(machine.take_next(), Taken::Lpi(LPI));
+    assert_eq!(machine.take(), None);
+}
+
+/// Blocked, also through an irqfd that was fast until then.
+pub fn an_event_that_was_unmapped_is_blocked(host: &dyn Host) {
+    let machine = Machine::with_its(host);
+    machine.map(DEVICE, 0, LPI);
+    machine.routes(&[its_route(300, 0, Some(DEVICE))]).unwrap();
+    let event = event();
+    machine.bind(&event, 300).unwrap();
+    ring(&event);
+    assert_eq!(machine.take_next(), Taken::Lpi(LPI));
+    machine.unmap(DEVICE, 0);
+    assert_eq!(send(&machine, its_message(0), Some(DEVICE)), Ok(MsiDelivery::Blocked));
+    ring(&event);
+    machine.unbind(&event, 300).unwrap();
+    assert_eq!(machine.take(), None);
+}
+
+/// Its registers and its commands wait for vCPUs to stand still.
+pub fn an_its_is_busy_while_a_vcpu_runs(host: &dyn Host) {
+    let machine = Machine::with_its(host);
+    let busy = |answer: Result<(), Errno>| answer == Err(Errno::EBUSY);
+    machine.vm.while_running(0, &mut || busy(refusal(machine.its().get_attr(arm::its_reg(0), long(0)))));
+    machine.vm.while_running(0, &mut || {
+        busy(refusal(machine.its().set_attr(arm::CTRL_ITS_RESET, AttrValue::None)))
+    });
+    assert_eq!(refusal(machine.its().get_attr(arm::its_reg(0), long(0))), Ok(()));
+}
+
+/// x86: the message names CPU and vector. Without a CPU there is nobody to take it, which the kernel calls `EPERM` (it returns -1).
+pub fn an_x86_message_is_a_vector(host: &dyn Host) {
+    let message = MsiMessage { address: 0xfee0_0000, data: 0x80 };
+    let vm = host.vm();
+    CreateIrqchip::create_irqchip(&*vm).unwrap();
+    assert_eq!(refusal(vm.signal_msi(message, None)), Err(Errno::EPERM));
+
+    let machine = Machine::ready(host, Irqchip::X86);
+    machine.configure(5, TriggerMode::Edge);
+    assert_eq!(send(&machine, message, None), Ok(MsiDelivery::Delivered));
+    assert_eq!(machine.take_next(), Taken::Message(0x80));
+    let target = RouteTarget::Msi { message, device_id: None };
+    machine.routes(&[Route { gsi: Gsi::new(300), target }]).unwrap();
+    let event = event();
+    machine.bind(&event, 300).unwrap();
+    for _ in 0..3 {
+        ring(&event);
+        assert_eq!(machine.take_next(), Taken::Message(0x80));
+    }
+    assert_eq!(machine.take(), None);
+    assert_eq!(machine.vm.capability(Capability::MsiDeviceId), Ok(0));
 }
 
 /// The event number alone says nothing: bus renumbering changes who is meant.

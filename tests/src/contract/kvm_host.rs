@@ -2,6 +2,7 @@
 //! This machine's KVM.
 
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use irq_types::{DeviceId, EventId, Gsi, Lpi, MsiMessage, Ppi, Spi, TriggerMode};
@@ -13,6 +14,7 @@ use irqchip::{
 use kvm_ioctls::{Kvm, VcpuFd};
 use kvm_irqchip::{HostIrqchips, KvmVm};
 
+use super::fixture::eventually;
 use super::kvm_guest::Guest;
 use super::{ContractVm, Host, Irqchip, Need, Taken};
 
@@ -84,7 +86,7 @@ impl ContractVm for KvmContractVm {
     fn create_vcpu(&self, id: u32) -> Result<(), Errno> {
         let vcpu = self.vm.fd().create_vcpu(id.into()).map_err(|e| Errno::new(e.errno()))?;
         self.vcpus.lock().unwrap().push((id, vcpu));
-        Ok(())
+        self.on(id, |guest, vcpu| guest.prepare(id, vcpu))
     }
 
     fn run_vcpu(&self, id: u32) -> Result<(), Errno> {
@@ -107,6 +109,33 @@ impl ContractVm for KvmContractVm {
         lpi: Lpi,
     ) {
         self.guest.lock().unwrap().map_event(gic, its, device, event, lpi);
+    }
+
+    fn enable_lpi(&self, its: &dyn DeviceControl, device: DeviceId, event: EventId, lpi: Lpi, enabled: bool) {
+        self.guest.lock().unwrap().enable_lpi(its, device, event, lpi, enabled);
+    }
+
+    fn unmap_event(&self, its: &dyn DeviceControl, device: DeviceId, event: EventId) {
+        self.guest.lock().unwrap().unmap_event(its, device, event);
+    }
+
+    /// The guest comes back all the time and is sent in again; most of the time it is there.
+    fn while_running(&self, id: u32, done: &mut dyn FnMut() -> bool) {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    self.run_vcpu(id).unwrap();
+                }
+            });
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                eventually("what happens while a vCPU runs", done);
+            }));
+            stop.store(true, Ordering::Relaxed);
+            if let Err(panic) = result {
+                std::panic::resume_unwind(panic);
+            }
+        });
     }
 
     fn take(&self, irqchip: Irqchip) -> Option<Taken> {

@@ -8,13 +8,13 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// One block of guest memory. Must outlive the VM's last run; whoever owns both declares the VM first.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     map: GuestMemoryMmap,
 }
 
 impl Memory {
     /// Gives `vm` its only memory slot.
-    pub(super) fn attach(vm: &VmFd, base: u64, size: usize) -> Self {
+    pub(crate) fn attach(vm: &VmFd, base: u64, size: usize) -> Self {
         let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(base), size)]).unwrap();
         let host = map.get_host_address(GuestAddress(base)).unwrap();
         let region = kvm_userspace_memory_region {
@@ -31,7 +31,12 @@ impl Memory {
     }
 
     /// Copies bytes into the guest.
-    pub(super) fn write(&self, address: u64, bytes: &[u8]) {
+    pub(crate) fn write(&self, address: u64, bytes: &[u8]) {
         self.map.write_slice(bytes, GuestAddress(address)).unwrap();
+    }
+    /// All of it, for those who read it too. As long as that is held, it stays mapped.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn map(&self) -> &GuestMemoryMmap {
+        &self.map
     }
 }

@@ -20,7 +20,7 @@ pub mod its;
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod kvm_guest;
 pub mod kvm_host;
-mod kvm_memory;
+pub(crate) mod kvm_memory;
 pub mod levels;
 pub mod lines;
 pub mod routes;
@@ -107,7 +107,7 @@ pub enum Taken {
 
 /// A VM with vCPUs and a guest, as far as the rules need them.
 pub trait ContractVm: InterruptVm {
-    /// `KVM_CREATE_VCPU`.
+    /// `KVM_CREATE_VCPU`, and on arm64 `KVM_ARM_VCPU_INIT`.
     ///
     /// # Errors
     /// The kernel's.
@@ -131,6 +131,15 @@ pub trait ContractVm: InterruptVm {
         event: EventId,
         lpi: Lpi,
     );
+
+    /// The guest enables or disables an LPI that [`map_event`](Self::map_event) has made.
+    fn enable_lpi(&self, its: &dyn DeviceControl, device: DeviceId, event: EventId, lpi: Lpi, enabled: bool);
+
+    /// The guest takes a mapping back.
+    fn unmap_event(&self, its: &dyn DeviceControl, device: DeviceId, event: EventId);
+
+    /// Keeps a vCPU running until `done` says so.
+    fn while_running(&self, id: u32, done: &mut dyn FnMut() -> bool);
 
     /// vCPU 0 acknowledges the interrupt that is there, if one is.
     fn take(&self, irqchip: Irqchip) -> Option<Taken>;
@@ -211,6 +220,9 @@ macro_rules! for_each_contract {
             gic_registers::a_gicv3s_registers_wait_for_initialisation GicV3;
             gic_registers::touching_a_gicv2s_registers_initialises_it GicV2;
             gic_registers::a_register_needs_its_vcpu Gic;
+            gic_registers::registers_are_busy_while_a_vcpu_runs Gic;
+            gic_registers::registers_lie_where_the_architecture_has_them Gic;
+            gic_registers::the_last_redistributor_says_so GicV3;
             gic_registers::spis_come_as_edge_and_disabled Gic;
             gic_registers::enable_bits_are_set_and_cleared_apart Gic;
             gic_registers::the_revision_is_all_that_iidr_lets_change Gic;
@@ -232,6 +244,11 @@ macro_rules! for_each_contract {
             its::an_msi_becomes_its_lpi Its;
             its::an_msi_irqfd_becomes_its_lpi Its;
             its::an_msi_route_without_device_id_is_accepted_and_lost Its;
+            its::a_device_of_id_zero_is_found_without_saying_so Its;
+            its::a_disabled_lpi_is_pending Its;
+            its::an_event_that_was_unmapped_is_blocked Its;
+            its::an_its_is_busy_while_a_vcpu_runs Its;
+            its::an_x86_message_is_a_vector X86;
             its::each_device_has_events_of_its_own Its;
             routes::a_table_may_have_as_many_routes_as_the_limit Irqchip;
             routes::a_gsi_lies_below_the_limit Irqchip;

@@ -89,7 +89,8 @@ impl FakeVm {
         FakeGuest::new(self)
     }
 
-    /// Creates a vCPU (`KVM_CREATE_VCPU`).
+    /// Creates a vCPU (`KVM_CREATE_VCPU`) and initialises it (`KVM_ARM_VCPU_INIT`, which gives it the affinity that its redistributor's
+    /// registers are addressed by).
     ///
     /// # Errors
     /// `EBUSY` after the GIC's initialisation, `EINVAL` beyond the VM's limit or if the redistributor has no room where it would lie,

@@ -129,7 +129,8 @@ impl Guest {
         }
     }
 
-    fn prepare(&mut self, id: u32, vcpu: &VcpuFd) -> Result<(), Errno> {
+    /// `KVM_ARM_VCPU_INIT`, and the registers that the program expects.
+    pub(in super::super) fn prepare(&mut self, id: u32, vcpu: &VcpuFd) -> Result<(), Errno> {
         if self.initialised.contains(&id) {
             return Ok(());
         }
@@ -245,17 +246,34 @@ impl Guest {
             self.its_enabled = true;
         }
         let id = u64::from(device.get()) << 32;
-        let event = u64::from(event.get());
+        let number = u64::from(event.get());
         if self.devices.insert(device) {
             // MAPD: 32 events.
             let itt = ITTS + 0x1000 * (self.devices.len() as u64);
             self.command(its, [id | 0x08, 4, VALID | itt, 0]);
         }
-        // Enabled, some priority.
-        self.memory.write(PROPERTIES + u64::from(lpi.get()) - 8192, &[0xa0 | 3]);
-        // MAPTI to collection 0, INV.
-        self.command(its, [id | 0x0a, event | (u64::from(lpi.get()) << 32), 0, 0]);
-        self.command(its, [id | 0x0c, event, 0, 0]);
+        // MAPTI to collection 0.
+        self.command(its, [id | 0x0a, number | (u64::from(lpi.get()) << 32), 0, 0]);
+        self.enable_lpi(its, device, event, lpi, true);
+    }
+
+    pub(in super::super) fn enable_lpi(
+        &self,
+        its: &dyn DeviceControl,
+        device: DeviceId,
+        event: EventId,
+        lpi: Lpi,
+        enabled: bool,
+    ) {
+        // Some priority, bit 1 that is one, and the enable bit.
+        self.memory.write(PROPERTIES + u64::from(lpi.get()) - 8192, &[0xa2 | u8::from(enabled)]);
+        // INV
+        self.command(its, [(u64::from(device.get()) << 32) | 0x0c, event.get().into(), 0, 0]);
+    }
+
+    pub(in super::super) fn unmap_event(&self, its: &dyn DeviceControl, device: DeviceId, event: EventId) {
+        // DISCARD
+        self.command(its, [(u64::from(device.get()) << 32) | 0x0f, event.get().into(), 0, 0]);
     }
 
     fn command(&self, its: &dyn DeviceControl, command: [u64; 4]) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
+use irq_types::{DeviceId, EventId, Lpi};
 use irqchip::{DeviceControl, Errno, IoAddress};
 use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -74,7 +75,8 @@ const PINS: u32 = 24;
 /// The guest of one VM.
 #[derive(Debug)]
 pub(in super::super) struct Guest {
-    memory: Memory,
+    /// Kept for the VM.
+    _memory: Memory,
     booted: bool,
     serving: bool,
 }
@@ -99,7 +101,12 @@ impl Guest {
             let gate = (stub & 0xffff) | (8 << 16) | (0x8e00 << 32) | ((stub >> 16) << 48);
             memory.write(IDT + 8 * vector, &gate.to_le_bytes());
         }
-        Self { memory, booted: false, serving: false }
+        Self { _memory: memory, booted: false, serving: false }
+    }
+
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "arm64 has something to do here")]
+    pub(in super::super) fn prepare(&mut self, _id: u32, _vcpu: &VcpuFd) -> Result<(), Errno> {
+        Ok(())
     }
 
     fn boot(&mut self, vcpu: &mut VcpuFd) {
@@ -219,10 +226,25 @@ impl Guest {
         &mut self,
         _gic: &dyn DeviceControl,
         _its: &dyn DeviceControl,
-        _device: irq_types::DeviceId,
-        _event: irq_types::EventId,
-        _lpi: irq_types::Lpi,
+        _device: DeviceId,
+        _event: EventId,
+        _lpi: Lpi,
     ) {
-        panic!("x86 has no ITS, and {:?} is all it has", self.memory);
+        panic!("x86 has no ITS");
+    }
+
+    pub(in super::super) fn enable_lpi(
+        &self,
+        _its: &dyn DeviceControl,
+        _device: DeviceId,
+        _event: EventId,
+        _lpi: Lpi,
+        _enabled: bool,
+    ) {
+        panic!("x86 has no LPIs");
+    }
+
+    pub(in super::super) fn unmap_event(&self, _its: &dyn DeviceControl, _device: DeviceId, _event: EventId) {
+        panic!("x86 has no ITS");
     }
 }
