@@ -20,6 +20,8 @@ pub(crate) fn init(level: LogLevel) {
         .with_target(false)
         .with_ansi(false)
         .without_time()
+        // Standard error that cannot be written is complained about on standard error, by a macro that panics when it cannot.
+        .log_internal_errors(false)
         .finish();
     // Somebody who embeds the library may have one of their own.
     let _ = tracing::subscriber::set_global_default(subscriber);
