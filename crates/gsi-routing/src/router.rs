@@ -11,8 +11,8 @@ use irqchip::{Capabilities, Capability, IrqchipReady, MsiDelivery, MsiInjector, 
 use crate::allocator::{Allocated, Allocator};
 use crate::rules::Rules;
 use crate::{
-    Budget, Counters, Error, GsiHandle, IrqchipModel, MsiPolicy, ReservedRange, Snapshot, Table, TableKind,
-    Target, Targets, Transaction, Usage, V2mFrame,
+    Budget, Counters, Entry, Error, GsiHandle, IrqchipModel, MsiPolicy, ReservedRange, Snapshot, Table,
+    TableKind, Target, Targets, Transaction, Usage, V2mFrame,
 };
 
 /// A VM's routing table: who has which GSI, what each fires, and the one way to change it. Clones are the same router.
@@ -421,18 +421,26 @@ impl Shared {
     /// The one place where the table changes. `changes` are of owned GSIs; what is withdrawn goes along.
     fn commit(&self, state: &mut State, mut changes: BTreeMap<Gsi, Targets>) -> Result<Commit, Error> {
         let snapshot = self.table();
+        let old = snapshot.table();
         let owned: Vec<(Gsi, usize)> = changes.iter().map(|(&gsi, targets)| (gsi, targets.len())).collect();
         for gsi in state.allocator.withdrawn() {
             changes.insert(gsi, self.unowned(state, gsi));
         }
-        let table = snapshot.table().with(&changes);
-        let changed = *snapshot.table() != table;
-        self.check(state, &owned, &changes, &table, changed).inspect_err(|_| {
+        // From here on only what differs counts, so that changing nothing costs next to nothing.
+        changes.retain(|&gsi, targets| old.targets(gsi) != *targets);
+        if changes.is_empty() {
+            state.allocator.purged();
+            lock(&self.published).counters.skipped += 1;
+            let (generation, entries) = (snapshot.generation(), old.entries().len());
+            return Ok(Commit { generation, installed: false, entries });
+        }
+        let table = old.with(&changes);
+        self.check(state, &owned, &changes, &table).inspect_err(|_| {
             lock(&self.published).counters.refused += 1;
         })?;
 
         let routed = self.rules.model.table == TableKind::Routed;
-        let installed = routed && changed && !self.same(snapshot.table(), &table);
+        let installed = routed && self.kernel_would_notice(old, &table, &changes);
         if installed {
             self.install(&table, changes.len())?;
         }
@@ -446,10 +454,8 @@ impl Shared {
             published.counters.skipped += 1;
         }
         let entries = table.entries().len();
-        let generation = snapshot.generation() + u64::from(changed);
-        if changed {
-            published.snapshot = Arc::new(Snapshot::new(generation, table));
-        }
+        let generation = snapshot.generation() + 1;
+        published.snapshot = Arc::new(Snapshot::new(generation, table));
         Ok(Commit { generation, installed, entries })
     }
 
@@ -460,14 +466,13 @@ impl Shared {
         owned: &[(Gsi, usize)],
         changes: &BTreeMap<Gsi, Targets>,
         table: &Table,
-        changed: bool,
     ) -> Result<(), Error> {
         let entries = state.allocator.entries_with(owned.iter().copied());
         let promised = state.allocator.promised();
         if entries + promised > self.rules.limit as usize {
             return Err(Error::TooManyEntries { entries, promised, limit: self.rules.limit });
         }
-        if changed && changes.values().any(|targets| matches!(targets, Targets::Lines(_))) {
+        if changes.values().any(|targets| matches!(targets, Targets::Lines(_))) {
             let mut firing = BTreeMap::new();
             for entry in table.entries() {
                 if let Target::Line(pin) = entry.target
@@ -482,10 +487,10 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether the kernel would notice a difference.
-    fn same(&self, a: &Table, b: &Table) -> bool {
-        let kernel = |entry: &crate::Entry| (entry.gsi, self.rules.msi.route_target(entry.target));
-        a.entries().iter().map(kernel).eq(b.entries().iter().map(kernel))
+    /// Whether the two tables, which differ in `changes`, differ in what the kernel is told.
+    fn kernel_would_notice(&self, old: &Table, new: &Table, changes: &BTreeMap<Gsi, Targets>) -> bool {
+        let told = |entry: &Entry| self.rules.msi.route_target(entry.target);
+        changes.keys().any(|&gsi| !old.of(gsi).iter().map(told).eq(new.of(gsi).iter().map(told)))
     }
 
     fn install(&self, table: &Table, changed: usize) -> Result<(), Error> {

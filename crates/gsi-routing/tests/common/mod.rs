@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 pub mod baseline;
+pub mod scenarios;
 
 use std::sync::{Arc, Mutex};
 
