@@ -65,7 +65,6 @@ impl Slot {
         if self.irqfd.is_none()
             && let Some(gsi) = &self.gsi
         {
-            core.move_pending_to(event)?;
             self.irqfd = Some(wiring.arm(wiring.ready(), event.clone(), None, gsi.clone())?);
             core.armed.store(true, Ordering::SeqCst);
         }

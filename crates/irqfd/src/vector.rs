@@ -88,15 +88,6 @@ impl VectorCore {
         }
     }
 
-    /// Puts what the gate holds into the eventfd of a vector that is not armed, so that arming delivers it together with what is there already.
-    pub(crate) fn move_pending_to(&self, event: &Eventfd) -> Result<(), Error> {
-        if self.gate.take_pending() {
-            event.signal().inspect_err(|_| self.gate.hold_one())?;
-            self.released.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
     /// Lets signals through to `event`, which an irqfd listens to, and what was held as one.
     pub(crate) fn let_pass(&self, event: &Eventfd) -> Result<(), Error> {
         if self.gate.open() {

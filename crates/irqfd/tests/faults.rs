@@ -4,6 +4,8 @@
 //!
 //! The tests of this binary count the process's descriptors, so they run one at a time.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 mod common;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -179,13 +181,14 @@ fn a_refused_commit_leaves_other_vectors_alone_and_holds_the_one_that_was_asked_
     let group = rig.group(NIC, 2);
     group.program(0, message(0)).unwrap();
     group.unmask(0).unwrap();
-    let table = rig.vm.routes();
+    let (table, usage) = (rig.vm.routes(), rig.wiring.router().usage());
     rig.vm.inject(Fault::next(Call::SetRoutes, Errno::ENOMEM));
     group.program(1, message(1)).unwrap();
     let error = group.unmask(1).unwrap_err();
     let Error::Routing(gsi_routing::Error::Commit { source, .. }) = &error else { panic!("{error}") };
     assert_eq!(source.errno, Errno::ENOMEM);
     assert_eq!(rig.vm.routes(), table);
+    assert_eq!(rig.wiring.router().usage(), usage, "the GSI goes back");
     group.vector(0).unwrap().trigger().unwrap();
     group.vector(1).unwrap().trigger().unwrap();
     rig.vm.process();

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Groups of vectors: what enabling them costs, how GSIs are spent, growing, shrinking, renumbering, unplugging.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 mod common;
 
 use common::{Costs, DISK, NIC, Rig, costs, message, open_descriptors};
