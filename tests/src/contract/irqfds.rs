@@ -86,6 +86,12 @@ pub fn a_counter_that_is_not_zero_fires_at_once(host: &dyn Host) {
         machine.serve(5);
         assert_eq!(machine.take(), None);
         assert_eq!(count(&event), 0);
+        // As many signals as there were at first are signals like any other.
+        ring(&event);
+        ring(&event);
+        machine.unbind(&event, 5).unwrap();
+        machine.serve(5);
+        assert_eq!(machine.take(), None);
     });
 }
 

@@ -76,6 +76,31 @@ pub fn an_edge_line_is_pending_once_it_was_high(host: &dyn Host) {
     }
 }
 
+/// Until it is enabled, and the distributor, too.
+pub fn a_pending_line_waits(host: &dyn Host) {
+    for kind in host.gics() {
+        let machine = Machine::ready(host, Irqchip::Gic(kind));
+        machine.configure(5, TriggerMode::Edge);
+        let intid = 32 + 5;
+        for (off, attr, on) in [
+            (
+                arm::dist_reg(0, 0x180 + intid / 32 * 4),
+                arm::dist_reg(0, 0x100 + intid / 32 * 4),
+                1 << (intid % 32),
+            ),
+            (arm::dist_reg(0, 0), arm::dist_reg(0, 0), if kind == DeviceKind::GicV2 { 1 } else { 2 }),
+        ] {
+            machine.set(off, word(if off == attr { 0 } else { on })).unwrap();
+            spi(&machine, 5, true).unwrap();
+            assert_eq!(machine.take(), None);
+            assert!(machine.is_pending(5));
+            machine.set(attr, word(on)).unwrap();
+            machine.serve(5);
+            assert_eq!(machine.take(), None);
+        }
+    }
+}
+
 /// And no longer.
 pub fn a_level_line_is_pending_while_it_is_high(host: &dyn Host) {
     for kind in host.gics() {
