@@ -295,6 +295,7 @@ macro_rules! for_each_contract {
             lines::a_line_ends_with_the_vms_interrupts Gic;
             lines::an_edge_line_is_pending_once_it_was_high Gic;
             lines::a_pending_line_waits Gic;
+            lines::enabling_the_distributor_wakes_nothing Gic;
             lines::a_level_line_is_pending_while_it_is_high Gic;
             lines::a_ppi_needs_its_vcpu Gic;
             lines::a_ppi_is_its_vcpus Gic;

@@ -38,10 +38,10 @@ impl<'a> FakeGuest<'a> {
         self.vm.look(|state| {
             let gic = state.gic.as_mut().filter(|gic| gic.initialised).ok_or(Errno::ENODEV)?;
             gic.enabled = true;
-            let line = state.line(0, spi.intid().get()).ok_or(Errno::EINVAL)?;
-            line.config = trigger;
-            line.enabled = true;
-            Ok(())
+            state.touch(0, spi.intid().get(), |line| {
+                line.config = trigger;
+                line.enabled = true;
+            })
         })
     }
 
@@ -50,10 +50,7 @@ impl<'a> FakeGuest<'a> {
     /// # Errors
     /// `EINVAL` if this VM has no such interrupt.
     pub fn set_enabled(&self, intid: Intid, enabled: bool) -> Result<(), Errno> {
-        self.vm.look(|state| {
-            state.line(0, intid.get()).ok_or(Errno::EINVAL)?.enabled = enabled;
-            Ok(())
-        })
+        self.vm.look(|state| state.touch(0, intid.get(), |line| line.enabled = enabled))
     }
 
     /// Makes an event of a device an LPI of vCPU 0, through the VM's first ITS, and enables all of them.
@@ -138,15 +135,14 @@ impl State {
             }
             return self.messages.pop_front().map(Interrupt::Message);
         }
-        // The distributor forwards nothing while it is disabled (`vgic_target_oracle`).
-        self.gic.as_ref().filter(|gic| gic.enabled)?;
+        self.prune();
         let private = self.vcpus.first().into_iter().flat_map(|vcpu| (0..).zip(&vcpu.private));
         let shared = (PRIVATE..).zip(&self.lines.spis);
         let lpis = self.lines.lpis.iter().map(|(intid, line)| (*intid, line));
         let (_, intid) = private
             .chain(shared)
             .chain(lpis)
-            .filter(|(_, line)| line.enabled && !line.active && line.pending())
+            .filter(|(_, line)| line.queued && !line.active && line.pending())
             .map(|(intid, line)| (line.priority, intid))
             .min()?;
         let line = self.line(0, intid)?;

@@ -243,9 +243,7 @@ impl State {
             return Err(Errno::EBUSY);
         }
         its.cache.insert(key);
-        if let Some(lpi) = self.lines.lpis.get_mut(&intid) {
-            lpi.latch = true;
-        }
+        let _unknown = self.touch(cpu, intid, |lpi| lpi.latch = true);
         if let Ok(intid) = Intid::new(intid) {
             self.count_raised(Interrupt::Intid(intid));
         }
@@ -287,11 +285,10 @@ impl State {
         its.enabled = true;
         its.events.insert((device, event), (lpi.get(), cpu));
         self.vcpus[cpu].lpis_enabled = true;
-        let line = self.lines.lpis.entry(lpi.get()).or_insert(Line::new());
-        line.enabled = true;
         if let Some(gic) = &mut self.gic {
             gic.enabled = true;
         }
-        Ok(())
+        self.lines.lpis.entry(lpi.get()).or_insert(Line::new());
+        self.touch(cpu, lpi.get(), |line| line.enabled = true)
     }
 }

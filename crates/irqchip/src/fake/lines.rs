@@ -19,6 +19,8 @@ pub(super) struct Line {
     /// `pending_latch`.
     pub(super) latch: bool,
     pub(super) active: bool,
+    /// On the list of interrupts that a vCPU is to look at (`ap_list`).
+    pub(super) queued: bool,
     /// Whether it was a level interrupt when the guest took it (`ICH_LR_EOI` in its list register): only then is its EOI reported.
     pub(super) reports_eoi: bool,
     pub(super) priority: u8,
@@ -36,6 +38,7 @@ impl Line {
             high: false,
             latch: false,
             active: false,
+            queued: false,
             reports_eoi: false,
             priority: 0,
             group: true,
@@ -51,19 +54,25 @@ impl Line {
         }
     }
 
+    /// `vgic_target_oracle`: whether a vCPU is to look at it.
+    pub(super) const fn wants_cpu(&self, distributor_enabled: bool) -> bool {
+        self.active || (self.enabled && self.pending() && distributor_enabled)
+    }
+
+    /// `vgic_queue_irq_unlock`, which whatever happens to an interrupt ends with. Nothing else puts it on the list.
+    pub(super) const fn queue(&mut self, distributor_enabled: bool) {
+        self.queued |= self.wants_cpu(distributor_enabled);
+    }
+
     /// `kvm_vgic_inject_irq` with `vgic_validate_injection`: whether anything changed.
-    fn drive(&mut self, high: bool) -> bool {
+    fn drive(&mut self, high: bool, distributor_enabled: bool) -> bool {
         match self.config {
-            TriggerMode::Level if self.high != high => {
-                self.high = high;
-                true
-            }
-            TriggerMode::Edge if high => {
-                self.latch = true;
-                true
-            }
-            _ => false,
+            TriggerMode::Level if self.high != high => self.high = high,
+            TriggerMode::Edge if high => self.latch = true,
+            _ => return false,
         }
+        self.queue(distributor_enabled);
+        true
     }
 }
 
@@ -97,6 +106,30 @@ impl State {
         }
     }
 
+    /// `vgic_dist.enabled`.
+    pub(super) fn distributor_enabled(&self) -> bool {
+        self.gic.as_ref().is_some_and(|gic| gic.enabled)
+    }
+
+    /// Sets something about an interrupt, and queues it.
+    pub(super) fn touch(&mut self, cpu: usize, intid: u32, change: impl FnOnce(&mut Line)) -> Answer {
+        let on = self.distributor_enabled();
+        let line = self.line(cpu, intid).ok_or(Errno::EINVAL)?;
+        change(line);
+        line.queue(on);
+        Ok(())
+    }
+
+    /// `vgic_prune_ap_list`, on the way into the guest.
+    pub(super) fn prune(&mut self) {
+        let on = self.distributor_enabled();
+        let private = self.vcpus.iter_mut().flat_map(|vcpu| &mut vcpu.private);
+        let all = private.chain(&mut self.lines.spis).chain(self.lines.lpis.values_mut());
+        for line in all {
+            line.queued &= line.wants_cpu(on);
+        }
+    }
+
     /// `vgic_lazy_init`: touching a GICv2 initialises it; a GICv3 has to be told (Linux 6.12, `vgic-init.c`).
     pub(super) fn lazy_init(&mut self) -> Answer {
         match &self.gic {
@@ -117,12 +150,13 @@ impl State {
 
     /// The same from a route: the GIC is initialised.
     pub(super) fn drive_spi(&mut self, intid: u32, high: bool) -> Answer {
+        let on = self.distributor_enabled();
         let line = self
             .lines
             .spis
             .get_mut(intid.checked_sub(PRIVATE).ok_or(Errno::EINVAL)? as usize)
             .ok_or(Errno::EINVAL)?;
-        let changed = line.drive(high);
+        let changed = line.drive(high, on);
         if changed
             && high
             && let Ok(intid) = Intid::new(intid)
@@ -143,7 +177,8 @@ impl State {
         if self.vcpus[index].owned.contains(&intid) {
             return Ok(());
         }
-        self.line(index, intid).ok_or(Errno::EINVAL)?.drive(high);
+        let on = self.distributor_enabled();
+        self.line(index, intid).ok_or(Errno::EINVAL)?.drive(high, on);
         Ok(())
     }
 }

@@ -75,6 +75,15 @@ impl Row {
         }
     }
 
+    /// Whether writing this field ends with a look at who is to take the interrupt.
+    fn queues(self, field: u32) -> bool {
+        match self {
+            Self::Group => true,
+            Self::SetEnable | Self::SetPending | Self::SetActive => field != 0,
+            _ => false,
+        }
+    }
+
     fn write(self, line: &mut Line, field: u32, intid: u32, v3: bool) {
         match self {
             Self::Group => line.group = field != 0,
@@ -328,8 +337,12 @@ impl State {
         let bits = 32 / count;
         for n in 0..count {
             let field = (value >> (n * bits)) & (u32::MAX >> (32 - bits));
+            let on = self.distributor_enabled();
             if let Some(line) = self.line(place.cpu, first + n) {
                 row.write(line, field, first + n, v3);
+                if row.queues(field) {
+                    line.queue(on);
+                }
             }
         }
     }
@@ -354,8 +367,12 @@ impl State {
         let first = Self::levels(place)?;
         for n in (0..32).filter(|n| first + n >= 16) {
             // Whatever the trigger is: the levels may be restored before the configuration.
+            let on = self.distributor_enabled();
             if let Some(line) = self.line(place.cpu, first + n) {
                 line.high = value & (1 << n) != 0;
+                if line.high {
+                    line.queue(on);
+                }
             }
         }
         Ok(())
