@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Returns from `KVM_RUN` up to the guest's power-off, counted by the kernel: each one is a `kvm_userspace_exit` event. A
-//! `kvm_mmio` event of the same thread before it tells the address. The VMM runs at nearly its own speed and does not notice.
+//! `kvm_mmio` event of the same thread before it tells the address. The VMM runs at nearly its own speed and does not notice. The
+//! same trace parts the boot into the VMM's start, the guest's run and the VMM's end.
 //!
 //! The events go to a tracing instance of their own, limited to this process's children, so that neither other VMs nor somebody
 //! else's tracing matter.
@@ -16,7 +17,7 @@ use clap::Args;
 use crate::numbers::Spread;
 use crate::vmm::Vmm;
 use crate::{Common, Result, figure};
-use trace::Exit;
+use trace::{Boot, Phases};
 
 /// Options of `measure exits`.
 #[derive(Args)]
@@ -36,26 +37,35 @@ pub(crate) struct Options {
 
 pub(crate) fn measure(options: &Options) -> Result<()> {
     let name = options.common.name(0, &options.command);
-    let mut counts = Vec::new();
-    for run in 0..options.runs {
+    let mut boots = Vec::new();
+    for _ in 0..options.runs {
         let instance = Instance::new(&options.tracing)?;
         Vmm::start(&options.command)?.wait(options.common.timeout())?;
-        let exits = trace::exits(&instance.events()?)?;
-        if run == 0 {
-            print(&name, &exits);
-        }
-        counts.push(exits.len());
+        boots.push(trace::boot(&instance.text()?)?);
     }
-    let spread = Spread::of(&counts).ok_or("--runs 0 measures nothing")?;
-    println!("    in {} boots: {spread}", counts.len());
-    figure(&name, "run-returns", spread.median);
+    if let Some(first) = boots.first() {
+        print(&name, first);
+    }
+    let nothing = "--runs 0 measures nothing";
+    let returns =
+        Spread::of(&boots.iter().map(|boot| boot.exits.len()).collect::<Vec<_>>()).ok_or(nothing)?;
+    println!("    in {} boots: {returns}", boots.len());
+    figure(&name, "run-returns", returns.median);
+    let phase = |f: fn(&Phases) -> u64| {
+        Spread::of(&boots.iter().map(|boot| f(&boot.phases)).collect::<Vec<_>>()).ok_or(nothing)
+    };
+    let phases = [("start", phase(|p| p.start)?), ("guest", phase(|p| p.guest)?), ("end", phase(|p| p.end)?)];
+    for (key, spread) in phases {
+        println!("    {key}: {spread} us");
+        figure(&name, &format!("phase-{key}-us"), spread.median);
+    }
     Ok(())
 }
 
-fn print(name: &str, exits: &[Exit]) {
-    println!("{name}: {} returns from KVM_RUN up to power-off", exits.len());
+fn print(name: &str, boot: &Boot) {
+    println!("{name}: {} returns from KVM_RUN up to power-off", boot.exits.len());
     let mut by_kind = BTreeMap::<String, u64>::new();
-    for exit in exits {
+    for exit in &boot.exits {
         *by_kind.entry(exit.to_string()).or_default() += 1;
     }
     let mut rows: Vec<_> = by_kind.into_iter().collect();
@@ -82,8 +92,9 @@ impl Instance {
         // This thread's children and theirs, not what else runs on the host.
         this.write("options/event-fork", "1")?;
         this.write("set_event_pid", &std::process::id().to_string())?;
-        this.write("events/kvm/kvm_mmio/enable", "1")?;
-        this.write("events/kvm/kvm_userspace_exit/enable", "1")?;
+        for event in trace::EVENTS {
+            this.write(&format!("events/{event}/enable"), "1")?;
+        }
         Ok(this)
     }
 
@@ -93,7 +104,7 @@ impl Instance {
     }
 
     /// What was traced, provided that nothing was lost.
-    fn events(&self) -> Result<String> {
+    fn text(&self) -> Result<String> {
         self.write("tracing_on", "0")?;
         for entry in fs::read_dir(self.0.join("per_cpu"))? {
             let stats = fs::read_to_string(entry?.path().join("stats"))?;

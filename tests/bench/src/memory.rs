@@ -32,8 +32,8 @@ pub(crate) struct Options {
     /// What the guest says when it is up
     #[arg(long, default_value = "doorbell-guest: ready")]
     ready: String,
-    /// Seconds to let it become quiet after that
-    #[arg(long, default_value_t = 2)]
+    /// Seconds of idleness after that
+    #[arg(long, default_value_t = 5)]
     settle: u64,
     /// The command line, whose guest stays up
     #[arg(last = true, required = true, value_name = "VMM ARGS...")]
@@ -43,25 +43,43 @@ pub(crate) struct Options {
 pub(crate) fn measure(options: &Options) -> Result<()> {
     let mut vmm = Vmm::start(&options.command)?;
     vmm.wait_for(&options.ready, options.common.timeout())?;
+    let name = options.common.name(0, &options.command);
+    let mapping = options.guest_mapping.as_deref();
+    // Twice: what booting took, and what stays of it.
+    let (rss, _) = report(&format!("{name}, just up"), &look(&vmm)?, options.guest_memory << 10, mapping)?;
+    figure(&name, "rss-up-kib", rss);
     thread::sleep(Duration::from_secs(options.settle));
-    let mut mappings = Vec::new();
+    let idle = look(&vmm)?;
+    drop(vmm);
+    let what = format!("{name}, idle for {} s", options.settle);
+    let (rss, pss) = report(&what, &idle, options.guest_memory << 10, mapping)?;
+    let files: BTreeSet<_> = idle.iter().flatten().filter_map(Mapping::file).collect();
+    let program: u64 = files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum();
+    println!("    {program} bytes of program in {} file(s)", files.len());
+    figure(&name, "rss-idle-kib", rss);
+    figure(&name, "pss-idle-kib", pss);
+    figure(&name, "program-bytes", program);
+    figure(&name, "program-files", files.len());
+    Ok(())
+}
+
+/// The mappings of all processes of the VMM.
+fn look(vmm: &Vmm) -> Result<Vec<Vec<Mapping>>> {
+    let mut processes = Vec::new();
     for pid in with_descendants(vmm.pid())? {
         let text = fs::read_to_string(format!("/proc/{pid}/smaps"))
             .map_err(|e| format!("cannot read the mappings of process {pid}: {e}"))?;
-        mappings.push(smaps::parse(&text)?);
+        processes.push(smaps::parse(&text)?);
     }
-    drop(vmm);
-    let name = options.common.name(0, &options.command);
-    report(&name, &mappings, options.guest_memory << 10, options.guest_mapping.as_deref())
+    Ok(processes)
 }
 
-/// Prints the figures of `processes`, whose guest has `guest` KiB.
-fn report(name: &str, processes: &[Vec<Mapping>], guest: u64, mapping: Option<&str>) -> Result<()> {
+/// Prints where the memory of `processes` is, whose guest has `guest` KiB; returns RSS and PSS beside the guest's, in KiB.
+fn report(name: &str, processes: &[Vec<Mapping>], guest: u64, mapping: Option<&str>) -> Result<(u64, u64)> {
     let mut total = Share::default();
     let mut guests = Share::default();
     let mut found = Vec::new();
     let mut by_name = BTreeMap::<(&str, &str), Share>::new();
-    let mut files = BTreeSet::new();
     for mappings in processes {
         let is_guest = smaps::guest_memory(mappings, guest, mapping);
         for (m, is_guest) in mappings.iter().zip(is_guest) {
@@ -71,7 +89,6 @@ fn report(name: &str, processes: &[Vec<Mapping>], guest: u64, mapping: Option<&s
             } else {
                 total.add(m);
                 by_name.entry((m.label(), &m.permissions)).or_default().add(m);
-                files.extend(m.file());
             }
         }
     }
@@ -99,13 +116,7 @@ fn report(name: &str, processes: &[Vec<Mapping>], guest: u64, mapping: Option<&s
         total.private,
         processes.len()
     );
-    let program: u64 = files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum();
-    println!("    {program} bytes of program in {} file(s)", files.len());
-    figure(name, "rss-kib", total.rss);
-    figure(name, "pss-kib", total.pss);
-    figure(name, "program-bytes", program);
-    figure(name, "program-files", files.len());
-    Ok(())
+    Ok((total.rss, total.pss))
 }
 
 /// Sums over mappings, in KiB.
