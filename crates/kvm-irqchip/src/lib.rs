@@ -19,7 +19,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The crate compiles for every architecture that KVM bindings exist for. What an architecture does not have answers as it does in the
+//! The crate is for arm64 and x86-64. What an architecture does not have answers as it does in the
 //! kernel: no GIC on x86 (`ENODEV`), no PIC and IOAPIC on arm64 (`ENOTTY`).
 //!
 //! All of the workspace's unsafe code about KVM interrupts is in this crate's `sys` module.
