@@ -35,14 +35,19 @@ pub fn create(config: &Config) -> Result<GuestMemoryMmap> {
     } else {
         (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None)
     };
+    // The host's pages are promised when they are used, as every VMM does; `--prefault` asks now. Huge pages are few, and one that is
+    // missing when it is used is a SIGBUS: they are set aside here, or there are not enough.
+    let reserve = if config.hugepages.is_some() { 0 } else { libc::MAP_NORESERVE };
     let mut builder = MmapRegionBuilder::new(size)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        // The host's pages are promised when they are used, as every VMM does; `--prefault` asks now.
-        .with_mmap_flags(flags | libc::MAP_NORESERVE);
+        .with_mmap_flags(flags | reserve);
     if let Some(file) = file {
         builder = builder.with_file_offset(FileOffset::new(file, 0));
     }
-    let mapping = builder.build().map_err(|e| too_much(config.memory).because(e))?;
+    let mapping = builder.build().map_err(|e| match config.hugepages {
+        Some(page) => too_few_huge_pages(config.memory, page).because(e),
+        None => too_much(config.memory).because(e),
+    })?;
     let region =
         GuestRegionMmap::new(mapping, GuestAddress(RAM_BASE)).ok_or_else(|| too_much(config.memory))?;
     let memory = GuestMemoryMmap::from_regions(vec![region])
@@ -72,15 +77,14 @@ fn shared_memory_has_huge_pages() -> bool {
 
 /// A file in memory of `size` bytes that can neither shrink nor grow under the guest.
 fn memfd(size: Size, hugepages: Option<Size>) -> Result<File> {
-    let failed = |what: &str, e: io::Error| {
-        let error = Error::host(format!("cannot {what} {size} of guest memory")).because(e);
-        match hugepages {
-            Some(page) => error.hint(format!(
-                "reserve pages: echo {} > /sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages",
-                size.0 / page.0,
-                page.0 >> 10
-            )),
-            None => error.hint("give less --memory"),
+    let failed = |what: &str, e: io::Error| match (hugepages, e.raw_os_error()) {
+        // What memfd_create says to a size that no huge page has (`hugetlb_file_setup` in the kernel's `fs/hugetlbfs/inode.c`).
+        (Some(page), Some(libc::ENODEV)) => Error::host(format!("this host has no huge pages of {page}"))
+            .because(e)
+            .hint("give --hugepages a size that /sys/kernel/mm/hugepages has"),
+        (Some(page), _) => too_few_huge_pages(size, page).because(e),
+        (None, _) => {
+            Error::host(format!("cannot {what} {size} of guest memory")).because(e).hint("give less --memory")
         }
     };
     let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -93,6 +97,15 @@ fn memfd(size: Size, hugepages: Option<Size>) -> Result<File> {
     fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
         .map_err(|e| failed("seal", e.into()))?;
     Ok(file)
+}
+
+fn too_few_huge_pages(size: Size, page: Size) -> Error {
+    Error::host(format!("this host has not enough free huge pages of {page} for {size} of guest memory"))
+        .hint(format!(
+            "reserve pages: echo {} > /sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages",
+            size.0 / page.0,
+            page.0 >> 10
+        ))
 }
 
 fn too_much(size: Size) -> Error {
