@@ -12,8 +12,9 @@ help: ## this list
 packages: ## install what is missing (Debian, as root); the other targets do it by themselves
 	@resources/packages
 
-build: ## target/aarch64-unknown-linux-gnu/release/doorbell, a static arm64 binary
+build: ## target/aarch64-unknown-linux-gnu/release/doorbell, a static arm64 binary; and the tests' bare-metal guest
 	@resources/arm64-build bin
+	@resources/metal/build >/dev/null
 
 run: build ## boot Debian's arm64 kernel in Doorbell, report which interrupts arrived
 	@resources/demo report

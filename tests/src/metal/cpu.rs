@@ -174,7 +174,7 @@ impl Cpu {
                 return why;
             }
             assert!(Instant::now() < deadline, "vCPU {} does not end", self.index);
-            thread::yield_now();
+            thread::sleep(RING_AGAIN);
         }
     }
 

@@ -2,7 +2,7 @@
 //! A VM with the bare-metal guest in it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gsi_routing::{GsiHandle, Router, models};
 use irq_types::{Intid, Spi};
@@ -24,6 +24,9 @@ const HEAP: u64 = RAM + (4 << 20);
 const HEAP_END: u64 = RAM + RAM_SIZE as u64;
 /// The first GiB has the registers.
 const GIC_WINDOW: std::ops::Range<u64> = 0x0800_0000..0x0900_0000;
+
+/// How long to wait before looking again.
+const LOOK_AGAIN: Duration = Duration::from_micros(50);
 
 /// A machine whose guest is up, with its GIC (and its ITS, if there is one) switched on. Its CPUs wait for commands.
 ///
@@ -88,8 +91,7 @@ impl Machine {
         let gic = Vgic::create(&*vm, config).unwrap().set_addresses(layout).unwrap();
         let vcpus: Vec<_> = (0..config.vcpus()).map(|index| vcpu::create(vm.fd(), index)).collect();
         let gic = gic.vcpus_final(config.vcpus()).unwrap().init().unwrap();
-        let router = Router::new(Arc::clone(&vm) as _, &*vm, gic.ready(), &models::ARM_GIC).unwrap();
-        let wiring = Wiring::new(Arc::clone(&vm) as _, router).unwrap();
+        let wiring = Wiring::new(Arc::clone(&vm) as _, router(&vm, &gic)).unwrap();
 
         let mailbox = Mailbox::new(memory.map().clone(), MAILBOX, addresses);
         vcpu::set_start(&vcpus[0], RAM, MAILBOX);
@@ -179,14 +181,9 @@ impl Machine {
     /// If a CPU stops, or nothing comes for so long that nothing will.
     pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let deadline = Instant::now() + WATCHDOG;
-        let mut looks = 0_u32;
         while !condition() {
-            looks = looks.wrapping_add(1);
-            if looks % 16 != 0 {
-                std::hint::spin_loop();
-                continue;
-            }
-            std::thread::yield_now();
+            // Not a busy wait: the host may have no more CPUs than the guest.
+            std::thread::sleep(LOOK_AGAIN);
             if let Some(why) = self.cpus.iter().find_map(Cpu::ended) {
                 panic!("while waiting for {what}: {why}");
             }
@@ -208,4 +205,18 @@ impl Machine {
         self.cpus[0].begin_power_off();
         assert_eq!(self.cpus[0].wait_until_ended(), "powered off");
     }
+}
+
+/// The VM's routing table, which knows of the frame that takes MSIs if there is one.
+fn router(vm: &Arc<KvmVm>, gic: &InitializedVgic) -> Router {
+    let (sink, ready, model) = (Arc::clone(vm) as _, gic.ready(), &models::ARM_GIC);
+    match gic.v2m_frame() {
+        None => Router::new(sink, &**vm, ready, model),
+        Some(frame) => {
+            let (setspi, spis) = (frame.doorbell(), frame.spis());
+            let frame = gsi_routing::V2mFrame { setspi, first: spis.first(), count: spis.count() };
+            Router::with_v2m(sink, &**vm, ready, model, frame)
+        }
+    }
+    .unwrap()
 }

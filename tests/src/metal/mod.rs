@@ -25,12 +25,18 @@
 //! ```
 
 mod cpu;
+mod device;
+mod event_loop;
+mod exactly_once;
 mod machine;
 mod mailbox;
 mod returns;
 mod vcpu;
 
 pub use cpu::{Command, Serving};
+pub use device::Device;
+pub use event_loop::EventLoop;
+pub use exactly_once::exactly_once;
 pub use machine::Machine;
 pub use mailbox::{Kind, Mailbox};
 pub use returns::Returns;

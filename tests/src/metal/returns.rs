@@ -40,6 +40,28 @@ impl<'a> Returns<'a> {
     }
 }
 
+impl Returns<'_> {
+    /// That no vCPU has returned up to now, although `interrupts` of a kind were delivered; and, when `bring_back` has made the vCPUs return, that
+    /// the counts would have shown it. Where the kernel does not count, prints that `test` could not look.
+    ///
+    /// # Panics
+    /// If one has.
+    pub fn assert_none(self, test: &str, interrupts: &str, bring_back: impl FnOnce()) {
+        let (own, kernel) = (self.own(), self.kernel());
+        println!("{interrupts}: KVM_RUN returned {own} times; kvm_userspace_exit: {kernel:?}");
+        bring_back();
+        assert_eq!(own, 0, "returns of KVM_RUN");
+        assert!(self.own() > 0, "bringing a vCPU back makes KVM_RUN return");
+        match kernel {
+            None => println!("SKIP {test}: no {EVENT} with histograms here"),
+            Some(hits) => {
+                assert_eq!(hits, 0, "hits of kvm_userspace_exit");
+                assert_eq!(self.kernel(), Some(self.own()), "the kernel counts what we count");
+            }
+        }
+    }
+}
+
 fn own(cpus: &[Cpu]) -> u64 {
     cpus.iter().map(Cpu::returns).sum()
 }
