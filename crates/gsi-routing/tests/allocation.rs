@@ -5,11 +5,13 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{arm, device, in_kernel, msi, x86};
-use gsi_routing::Error;
+use gsi_routing::{Error, Router, models};
 use irq_types::{Gsi, Intid, IrqchipPin, Pin, Spi};
-use irqchip::fake::{Call, Fault};
-use irqchip::{Errno, Route, RouteTarget};
+use irqchip::fake::{Call, FakeHost, Fault};
+use irqchip::{Errno, IrqchipReady, Route, RouteTarget};
 
 fn spi(n: u32) -> Spi {
     Spi::new(n).unwrap()
@@ -222,4 +224,28 @@ fn a_claim_whose_commit_fails_is_undone() {
     assert!(matches!(router.claim_spi(spi(4)), Err(Error::Commit { changed: 1, .. })));
     assert_eq!(router.usage(), usage);
     router.claim_spi(spi(4)).unwrap();
+}
+
+#[test]
+fn a_second_pin_does_not_take_the_room_of_a_budget() {
+    // 42 entries, 40 of them default routes: room for two.
+    let vm = Arc::new(FakeHost { routing_limit: 42, ..FakeHost::x86() }.vm());
+    let ready = IrqchipReady::create_pic_and_ioapic(&*vm).unwrap();
+    let router = Router::new(vm.clone(), &*vm, &ready, &models::X86_PIC_IOAPIC).unwrap();
+    let line = router.claim_line(Gsi::new(1)).unwrap();
+    let mut transaction = router.transaction();
+    transaction.clear(&line).unwrap();
+    transaction.commit().unwrap();
+    let budget = router.reserve_budget(1).unwrap();
+    let other = router.allocate().unwrap();
+    vm.forget_calls();
+    let mut transaction = router.transaction();
+    for irqchip in [0, 2] {
+        transaction.add_line(&other, IrqchipPin { irqchip, pin: Pin::new(1) }).unwrap();
+    }
+    let error = transaction.commit().unwrap_err();
+    assert_eq!(error, Error::TooManyEntries { entries: 42, promised: 1, limit: 42 });
+    assert_eq!(vm.total_calls(), 0);
+    drop(budget);
+    transaction.commit().unwrap();
 }

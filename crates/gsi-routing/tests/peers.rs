@@ -203,9 +203,12 @@ fn bus_renumbering_emits_the_routes_again_with_the_new_device_id() {
     assert_eq!([&a, &b, &c, &d].map(sender), [(0, 0x208), (1, 0x210), (2, 0x108), (3, 0x118)]);
     drop(line);
 
+    // Nothing moves, nothing is staged.
+    let mut transaction = router.transaction();
+    assert_eq!((transaction.renumber_devices(|id| id).unwrap(), transaction.len()), (0, 0));
+
     // An ID that the ITS cannot know: nothing happens.
     vm.forget_calls();
-    let mut transaction = router.transaction();
     let wide = |_| DeviceId::new(0x1_0000);
     assert!(matches!(transaction.renumber_devices(wide), Err(Error::DeviceIdTooWide { bits: 16, .. })));
     assert!(transaction.is_empty());
