@@ -128,10 +128,9 @@ impl LevelTrigger {
         check_line(gsi, Self::MODE)?;
         let core = &self.core;
         let armed = wiring.arm(wiring.ready(), core.event.clone(), Some(&core.resample), gsi.clone())?;
+        // If the device's end is high, there was a count in the eventfd, and arming has raised the line for it. Not once more here: a guest that
+        // has dealt with the device by now would be interrupted for nothing.
         core.wired.store(true, Ordering::SeqCst);
-        // The count that an early assertion left in the eventfd has fired. Once more, since a deassertion on another thread may
-        // have taken that count after the device had asserted again.
-        core.raise_if_high().inspect_err(|_| core.wired.store(false, Ordering::SeqCst))?;
         *irqfd = Some(armed);
         Ok(())
     }
@@ -144,9 +143,10 @@ impl LevelTrigger {
         let mut irqfd = lock(&self.irqfd);
         disarm(&mut irqfd)?;
         self.core.wired.store(false, Ordering::SeqCst);
-        // An EOI from before is nobody's business any more, and the level is said anew when it is wired.
+        // An EOI from before is nobody's business any more, and a device that is high is to be heard of when it is wired again.
         if !self.core.handed_over.load(Ordering::SeqCst) {
             self.core.resample.take()?;
+            self.core.raise_if_high()?;
         }
         Ok(())
     }
@@ -244,6 +244,8 @@ impl LevelLine for LevelCore {
         if self.high.swap(false, Ordering::SeqCst) && !self.wired.load(Ordering::SeqCst) {
             // Nobody has seen it yet, so nobody need. If it is being wired at this moment, the guest may see it once.
             self.event.take()?;
+            // What was taken may have been another thread's assertion that came after the look.
+            self.raise_if_high()?;
         }
         Ok(())
     }

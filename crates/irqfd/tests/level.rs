@@ -5,14 +5,15 @@
 
 mod common;
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use common::{DISK, Rig, costs, interrupt, message};
 use gsi_routing::{Target, Targets};
-use irq_types::{IrqchipPin, Spi, TriggerMode};
-use irqchip::RouteTarget;
-use irqchip::fake::{drain, signal};
+use irq_types::{Gsi, IrqchipPin, Spi, TriggerMode};
+use irqchip::fake::{FakeVm, drain, signal};
+use irqchip::{IrqfdBinder, RouteTarget, VmId};
 use irqfd::{Error, LevelLine, LevelTrigger, Resample, Wiring};
 use proptest::prelude::*;
 
@@ -41,6 +42,52 @@ fn a_line_that_is_high_from_the_start_interrupts_when_it_is_wired() {
     // And it is a level like any other from here on.
     assert!(trigger.resampler().run().unwrap());
     assert!(rig.vm.line_is_high(spi));
+}
+
+/// A kernel whose guest is quick: it takes and ends an interrupt before the call that raised it has returned.
+struct WithQuickGuest(Arc<FakeVm>);
+
+impl IrqfdBinder for WithQuickGuest {
+    fn vm_id(&self) -> VmId {
+        IrqfdBinder::vm_id(&*self.0)
+    }
+
+    fn assign_irqfd(
+        &self,
+        event: BorrowedFd<'_>,
+        gsi: Gsi,
+        resample: Option<BorrowedFd<'_>>,
+    ) -> Result<(), irqchip::Error> {
+        self.0.assign_irqfd(event, gsi, resample)?;
+        let taken = self.0.guest().take().unwrap();
+        self.0.guest().eoi(taken);
+        Ok(())
+    }
+
+    fn deassign_irqfd(&self, event: BorrowedFd<'_>, gsi: Gsi) -> Result<(), irqchip::Error> {
+        self.0.deassign_irqfd(event, gsi)
+    }
+}
+
+#[test]
+fn a_line_that_is_high_when_it_is_wired_is_raised_once_however_quick_the_guest() {
+    let rig = Rig::arm();
+    let spi = Spi::new(5).unwrap();
+    rig.vm.guest().configure_spi(spi, TriggerMode::Level).unwrap();
+    let quick = Arc::new(WithQuickGuest(Arc::clone(&rig.vm)));
+    let wiring = Wiring::new(quick, rig.wiring.router().clone()).unwrap();
+    let trigger = LevelTrigger::new().unwrap();
+    trigger.line().assert().unwrap();
+    let gsi = Arc::new(wiring.router().claim_spi(spi).unwrap());
+    trigger.wire(&wiring, &gsi).unwrap();
+    // The guest has quieted the device; the event loop has yet to hear of the EOI.
+    assert!(!rig.vm.line_is_high(spi));
+    assert_eq!(rig.vm.guest().take(), None);
+    // The same when it is wired again while the device is high.
+    trigger.unwire().unwrap();
+    trigger.wire(&wiring, &gsi).unwrap();
+    assert!(!rig.vm.line_is_high(spi));
+    assert_eq!(rig.vm.guest().take(), None);
 }
 
 #[test]
