@@ -262,7 +262,8 @@ mod x86 {
             let ready = IrqchipReady::create_pic_and_ioapic(&vm).map_err(|error| format!("{error:?}"))?;
             let vcpu = fd.create_vcpu(0).unwrap();
             let mut apic = vcpu.get_lapic().unwrap();
-            // The spurious vector register's bit 8 switches the APIC on (Intel SDM volume 3, section 12.9).
+            // The spurious vector register's bit 8 switches the APIC on (Intel SDM volume 3, "Advanced
+            // Programmable Interrupt Controller").
             apic.regs[0xf0] = -1;
             apic.regs[0xf1] = 1;
             vcpu.set_lapic(&apic).unwrap();
@@ -412,7 +413,7 @@ mod arm64 {
             }
             let ready = IrqchipReady::init_vgic(&*gic, Self::LINES).unwrap();
             let machine = Self { vm, ready, gic, v3, its };
-            // GICD_ICFGRn: two bits an interrupt, 2 for edge (IHI 0069H, section 12.9.9). A pulse stays pending then.
+            // GICD_ICFGRn: two bits an interrupt, 2 for edge (IHI 0069H). A pulse stays pending then.
             for n in 2..2 + Self::LINES / 16 {
                 machine.write(0xc00 + n * 4, 0xaaaa_aaaa);
             }

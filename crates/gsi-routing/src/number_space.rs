@@ -54,8 +54,9 @@ pub enum ForeignError {
 /// Which number of a foreign space stands for which GSI: one to one, and only where somebody said so.
 ///
 /// A sparse space of 24 bits does not fit a table of 4096 by arithmetic. It fits by a map: the guest's number is looked up, the GSI is the
-/// lowest free one. See the thread "RFC: KVM: PPC: e500: irqfd / in-kernel XICS", Benjamin Herrenschmidt and Jan Kiszka, October 2012, for
-/// how numbers look that are no GSIs.
+/// lowest free one. How numbers
+/// look that are no GSIs, and why they fit the same table: Benjamin Herrenschmidt and Jan Kiszka on the kvm mailing list, 26 October
+/// 2012.
 #[derive(Debug, Clone)]
 pub struct ForeignMap {
     space: NumberSpace,
