@@ -246,11 +246,10 @@ fn two_devices_share_a_line_and_neither_waits_for_the_other() {
         assert_eq!((a.device.handled(), b.device.handled()), (4 * round, 3 * round));
     }
     drop(serving);
-    let count = machine.mailbox().count(intid);
-    println!("{count} interrupts for 1400 items, {} without reason", machine.mailbox().causeless());
-    // Both are asked after each EOI, so one interrupt may serve both; and it takes as many as the busier device had items.
-    assert!(count - machine.mailbox().causeless() <= 1400);
-    assert!(count >= 1200);
+    let (count, causeless) = (machine.mailbox().count(intid), machine.mailbox().causeless());
+    println!("{count} interrupts for 1400 items, {causeless} without reason");
+    // One interrupt takes an item from one device or from both.
+    assert!((700..=1400).contains(&(count - causeless)));
     drop(events);
 }
 
@@ -271,6 +270,13 @@ fn vfio(device: &Device, mut trigger: &File, mut resample: &File, end: &AtomicBo
     }
 }
 
+/// The line's eventfds, for somebody else to use.
+fn hand_over(trigger: &LevelTrigger) -> (File, File) {
+    let own = |fd: BorrowedFd<'_>| File::from(fd.try_clone_to_owned().unwrap());
+    let fds = trigger.hand_over();
+    (own(fds.trigger), own(fds.resample))
+}
+
 #[test]
 fn a_line_whose_eventfds_are_handed_over_works_without_the_trigger() {
     let test = "a_line_whose_eventfds_are_handed_over_works_without_the_trigger";
@@ -285,9 +291,7 @@ fn a_line_whose_eventfds_are_handed_over_works_without_the_trigger() {
     until_all_is_handled(&machine, &levels);
     machine.until("the last EOI to be heard", || trigger.state().unwrap().resampled == 10);
 
-    let fds = trigger.hand_over();
-    let own = |fd: BorrowedFd<'_>| File::from(fd.try_clone_to_owned().unwrap());
-    let (fire, unmask) = (own(fds.trigger), own(fds.resample));
+    let (fire, unmask) = hand_over(trigger);
     let end = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| vfio(device, &fire, &unmask, &end));
@@ -312,5 +316,35 @@ fn a_line_whose_eventfds_are_handed_over_works_without_the_trigger() {
     until_all_is_handled(&machine, &levels);
     finish(&machine, serving);
     assert_eq!(machine.mailbox().count(device.intid()), 20 + items);
+    drop(events);
+}
+
+#[test]
+fn a_shared_line_of_which_one_device_is_handed_over_serves_both() {
+    let test = "a_shared_line_of_which_one_device_is_handed_over_serves_both";
+    let Some(machine) = machine(test, 1) else { return };
+    let intid = spi(3).intid();
+    machine.wire(intid, Kind::Level, 0);
+    let gsi = machine.line(spi(3));
+    let levels = [0, 1].map(|n| Level::new(&machine, intid, n));
+    levels.iter().for_each(|level| level.trigger.wire(machine.wiring(), &gsi).unwrap());
+    let [ours, theirs] = &levels;
+    let (fire, unmask) = hand_over(&theirs.trigger);
+    let events = event_loop(&levels[..1]);
+    let serving = machine.serve();
+    let end = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| vfio(&theirs.device, &fire, &unmask, &end));
+        for _ in 0..200 {
+            ours.device.post(3);
+            theirs.device.post_quietly(2);
+            until_all_is_handled(&machine, &levels);
+            theirs.device.post_quietly(1);
+            machine.until("the one that is handed over, alone", || !theirs.device.has_items());
+        }
+        end.store(true, Ordering::SeqCst);
+    });
+    drop(serving);
+    assert_eq!((ours.device.handled(), theirs.device.handled()), (600, 600));
     drop(events);
 }
