@@ -7,6 +7,7 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::{Finished, Host, Running, Scratch, Terminal, Tiny, archive};
 
@@ -55,8 +56,12 @@ pub struct Guest<'a> {
     terminal: Option<&'a Terminal>,
     wrapper: Vec<OsString>,
     user: Option<u32>,
+    limit: Duration,
     scratch: Scratch,
 }
+
+/// After this long a guest counts as hung. An emulated host under load is slow; no test depends on how slow.
+const LIMIT: Duration = Duration::from_secs(240);
 
 impl<'a> Guest<'a> {
     fn new(host: &'a Host, kernel: &Path, initrd: Option<&Path>) -> Self {
@@ -73,6 +78,7 @@ impl<'a> Guest<'a> {
             terminal: None,
             wrapper: Vec::new(),
             user: None,
+            limit: LIMIT,
             scratch: Scratch::new(),
         }
     }
@@ -195,6 +201,13 @@ impl<'a> Guest<'a> {
         self
     }
 
+    /// It may take so many times longer than a guest usually may before it counts as hung.
+    #[must_use]
+    pub fn patience(mut self, times: u32) -> Self {
+        self.limit = LIMIT * times;
+        self
+    }
+
     /// Starts it and waits for its end.
     ///
     /// # Panics
@@ -223,7 +236,7 @@ impl<'a> Guest<'a> {
         }
         words.extend(["--cmdline".into(), cmdline.into()]);
         words.extend(self.args.iter().cloned());
-        launch(&words, &self.input, self.terminal, self.user, self.scratch)
+        launch(&words, &self.input, self.terminal, self.user, self.limit, self.scratch)
     }
 
     /// The initial RAM disk with the test's own files.
@@ -244,7 +257,7 @@ impl<'a> Guest<'a> {
 pub fn doorbell(host: &Host, args: &[&OsStr]) -> Finished {
     let mut words: Vec<OsString> = vec![host.doorbell.clone().into()];
     words.extend(args.iter().map(|&arg| arg.to_owned()));
-    launch(&words, &Input::NULL, None, None, Scratch::new()).wait()
+    launch(&words, &Input::NULL, None, None, LIMIT, Scratch::new()).wait()
 }
 
 fn launch(
@@ -252,6 +265,7 @@ fn launch(
     input: &Input,
     terminal: Option<&Terminal>,
     user: Option<u32>,
+    limit: Duration,
     scratch: Scratch,
 ) -> Running {
     let mut command = match input {
@@ -281,5 +295,5 @@ fn launch(
         command.uid(id).gid(id);
     }
     let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {words:?}: {e}"));
-    Running::new(child, terminal, scratch)
+    Running::new(child, terminal, limit, scratch)
 }

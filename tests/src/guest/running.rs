@@ -17,8 +17,6 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process_group};
 
 use super::{Scratch, Terminal};
 
-/// After this long a guest counts as hung. An emulated host under load is slow; no test depends on how slow.
-const LIMIT: Duration = Duration::from_secs(240);
 /// The least that a pipe can be made to hold; it is rounded up to the host's page.
 const ONE_PAGE: usize = 4096;
 
@@ -33,11 +31,17 @@ pub struct Running {
     seen: usize,
     /// Output that is deliberately not read.
     unread: Option<File>,
+    limit: Duration,
     _scratch: Scratch,
 }
 
 impl Running {
-    pub(super) fn new(mut child: Child, terminal: Option<&Terminal>, scratch: Scratch) -> Self {
+    pub(super) fn new(
+        mut child: Child,
+        terminal: Option<&Terminal>,
+        limit: Duration,
+        scratch: Scratch,
+    ) -> Self {
         let (input, output) = match terminal {
             Some(terminal) => (Some(terminal.person_side()), terminal.person_side()),
             None => (
@@ -53,6 +57,7 @@ impl Running {
             errors: Stream::new(errors),
             seen: 0,
             unread: None,
+            limit,
             _scratch: scratch,
         }
     }
@@ -86,7 +91,7 @@ impl Running {
                 self.seen += at + text.len();
                 return String::from_utf8_lossy(&rest[..at]).into_owned();
             }
-            if ended || start.elapsed() > LIMIT {
+            if ended || start.elapsed() > self.limit {
                 let why = if ended { "the program ended" } else { "the guest hangs" };
                 panic!("{why} before it wrote {text:?}{}", self.so_far());
             }
@@ -129,7 +134,7 @@ impl Running {
         let size = u64::try_from(rustix::pipe::fcntl_getpipe_size(pipe).unwrap()).unwrap();
         let start = Instant::now();
         while rustix::io::ioctl_fionread(pipe).unwrap() < size {
-            assert!(start.elapsed() < LIMIT, "the pipe does not fill{}", self.so_far());
+            assert!(start.elapsed() < self.limit, "the pipe does not fill{}", self.so_far());
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -167,7 +172,7 @@ impl Running {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            if start.elapsed() > LIMIT {
+            if start.elapsed() > self.limit {
                 panic!("the guest hangs{}", self.so_far());
             }
             thread::sleep(Duration::from_millis(5));
