@@ -25,22 +25,33 @@ pub(crate) struct Options {
 
 pub(crate) fn measure(options: &Options) -> Result<()> {
     let commands = split(&options.commands)?;
-    let mut times = vec![Vec::new(); commands.len()];
+    let mut times = vec![Ok(Vec::new()); commands.len()];
     for round in 0..=options.runs {
         for (command, times) in commands.iter().zip(&mut times) {
-            let took = Vmm::start(command)?.wait(options.common.timeout())?;
-            if round != 0 {
-                times.push(took.as_micros());
+            // One that has failed is out; the others go on without it.
+            let Ok(taken) = times else { continue };
+            match Vmm::start(command).and_then(|mut vmm| vmm.wait(options.common.timeout())) {
+                Ok(took) if round != 0 => taken.push(took.as_micros()),
+                Ok(_) => {}
+                Err(e) => *times = Err(e.to_string()),
             }
         }
     }
-    for (index, (command, times)) in commands.iter().zip(&times).enumerate() {
-        let name = options.common.name(index, command);
-        let spread = Spread::of(times).ok_or("--runs 0 measures nothing")?;
-        println!("{name}: {} ms to the end, {} boots in turn", spread.map(Milliseconds), times.len());
-        for (key, value) in [("min", spread.min), ("median", spread.median), ("max", spread.max)] {
-            figure(&name, &format!("time-{key}-us"), value);
+    let mut failures = Vec::new();
+    for (index, (command, times)) in commands.iter().zip(times).enumerate() {
+        match times {
+            Ok(times) => report(&options.common.name(index, command), &times)?,
+            Err(e) => failures.push(e),
         }
+    }
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("\nmeasure: ").into()) }
+}
+
+fn report(name: &str, times: &[u128]) -> Result<()> {
+    let spread = Spread::of(times).ok_or("--runs 0 measures nothing")?;
+    println!("{name}: {} ms to the end, {} boots in turn", spread.map(Milliseconds), times.len());
+    for (key, value) in [("min", spread.min), ("median", spread.median), ("max", spread.max)] {
+        figure(name, &format!("time-{key}-us"), value);
     }
     Ok(())
 }

@@ -2,20 +2,24 @@
 //! A VMM as a process: started, watched, ended with everything it started.
 
 use std::io::{self, PipeReader, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 
 use crate::Result;
 
 /// A started VMM, in a process group of its own. Dropping it ends the group.
 pub(crate) struct Vmm {
     child: Child,
+    /// The other end of its terminal; closing it would hang up.
+    _keyboard: OwnedFd,
     /// Chunks of what it writes, as they come.
     output: Receiver<Vec<u8>>,
     reader: Option<JoinHandle<()>>,
@@ -26,13 +30,14 @@ pub(crate) struct Vmm {
 }
 
 impl Vmm {
-    /// Starts `command`, with nothing to read and its two outputs in one pipe that is always drained, so that it never
-    /// waits for its reader.
+    /// Starts `command`. Its input is a terminal of its own at which nobody types, because some VMMs insist on one; its two
+    /// outputs are one pipe that is always drained, so that it never waits for its reader.
     pub(crate) fn start(command: &[String]) -> Result<Self> {
         let (program, arguments) = command.split_first().ok_or("no command to measure")?;
         let (reader, writer) = io::pipe()?;
+        let (keyboard, terminal) = terminal().map_err(|e| format!("cannot make a pseudo-terminal: {e}"))?;
         let mut process = Command::new(program);
-        process.args(arguments).stdin(Stdio::null()).process_group(0);
+        process.args(arguments).stdin(terminal).process_group(0);
         process.stdout(writer.try_clone()?).stderr(writer);
         let started = Instant::now();
         let child = process.spawn().map_err(|e| format!("cannot start {program}: {e}"))?;
@@ -42,6 +47,7 @@ impl Vmm {
         let reader = thread::spawn(move || drain(reader, &sender));
         Ok(Self {
             child,
+            _keyboard: keyboard,
             output,
             reader: Some(reader),
             said: Vec::new(),
@@ -142,6 +148,15 @@ impl Drop for Vmm {
     }
 }
 
+/// A pseudo-terminal: our end, and the one that a program takes for a terminal. It becomes nobody's controlling terminal.
+fn terminal() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    grantpt(&ours)?;
+    unlockpt(&ours)?;
+    let theirs = ioctl_tiocgptpeer(&ours, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    Ok((ours, theirs))
+}
+
 fn drain(mut reader: PipeReader, sender: &mpsc::Sender<Vec<u8>>) {
     let mut buffer = vec![0; 4096];
     loop {
@@ -187,6 +202,13 @@ mod tests {
         assert!(late.contains("did not end"), "{late}");
         // Only if the background sleep is gone as well does the pipe end, and dropping return.
         drop(vmm);
+    }
+
+    #[test]
+    fn the_input_is_a_terminal_at_which_nobody_types() {
+        let mut vmm = shell("test -t 0 && echo a terminal && read line; echo not reached");
+        vmm.wait_for("a terminal", SOON).unwrap();
+        assert!(vmm.wait_for("not reached", Duration::from_millis(300)).is_err());
     }
 
     #[test]
