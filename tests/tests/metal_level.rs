@@ -11,11 +11,10 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use doorbell_tests::metal::{Device, EventLoop, Kind, Machine};
+use doorbell_tests::metal::{Device, EventLoop, Kind, Machine, beside};
 use irq_types::{Intid, Spi};
 use irqfd::LevelTrigger;
 use vgic::GicRequest;
@@ -255,9 +254,9 @@ fn two_devices_share_a_line_and_neither_waits_for_the_other() {
 
 /// What VFIO does with INTx, in a thread: `trigger` fires when the device's interrupt is unmasked and the device has something to say; the
 /// interrupt is masked when it fires; `resample` unmasks it.
-fn vfio(device: &Device, mut trigger: &File, mut resample: &File, end: &AtomicBool) {
+fn vfio(device: &Device, mut trigger: &File, mut resample: &File, over: &dyn Fn() -> bool) {
     let mut masked = false;
-    while !end.load(Ordering::SeqCst) {
+    while !over() {
         // It does not block, and has a count or nothing.
         if resample.read(&mut [0; 8]).is_ok() {
             masked = false;
@@ -292,14 +291,12 @@ fn a_line_whose_eventfds_are_handed_over_works_without_the_trigger() {
     machine.until("the last EOI to be heard", || trigger.state().unwrap().resampled == 10);
 
     let (fire, unmask) = hand_over(trigger);
-    let end = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| vfio(device, &fire, &unmask, &end));
+    let somebody = |over: &dyn Fn() -> bool| vfio(device, &fire, &unmask, over);
+    beside(somebody, || {
         for _ in 0..items / 10 {
             device.post_quietly(10);
             until_all_is_handled(&machine, &levels);
         }
-        end.store(true, Ordering::SeqCst);
     });
     trigger.take_back();
     drop(serving);
@@ -332,9 +329,8 @@ fn a_shared_line_of_which_one_device_is_handed_over_serves_both() {
     let (fire, unmask) = hand_over(&theirs.trigger);
     let events = event_loop(&levels[..1]);
     let serving = machine.serve();
-    let end = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| vfio(&theirs.device, &fire, &unmask, &end));
+    let somebody = |over: &dyn Fn() -> bool| vfio(&theirs.device, &fire, &unmask, over);
+    beside(somebody, || {
         for _ in 0..200 {
             ours.device.post(3);
             theirs.device.post_quietly(2);
@@ -342,7 +338,6 @@ fn a_shared_line_of_which_one_device_is_handed_over_serves_both() {
             theirs.device.post_quietly(1);
             machine.until("the one that is handed over, alone", || !theirs.device.has_items());
         }
-        end.store(true, Ordering::SeqCst);
     });
     drop(serving);
     assert_eq!((ours.device.handled(), theirs.device.handled()), (600, 600));

@@ -7,10 +7,10 @@
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use doorbell_tests::metal::{Command, Machine, exactly_once};
+use doorbell_tests::metal::{Command, Machine, beside, exactly_once};
 use irq_types::{DeviceId, EventId, Lpi, MsiMessage};
 use irqchip::MsiDelivery;
 use irqfd::{InterruptVector, MsiSender, MsiVector, VectorGroup};
@@ -125,17 +125,14 @@ fn signals_in_a_storm(
     signals: u64,
     senders: &[Sender],
     arrived: impl Fn(usize) -> u64,
-    storm: impl FnOnce(&AtomicBool) + Send,
+    storm: impl FnOnce(&dyn Fn() -> bool) + Send,
 ) {
-    let end = AtomicBool::new(false);
     let serving = machine.serve();
-    thread::scope(|scope| {
-        scope.spawn(|| storm(&end));
+    beside(storm, || {
         for n in 1..=signals {
             senders.iter().for_each(Sender::send);
             machine.until("the signals", || (0..senders.len()).all(|vector| arrived(vector) >= n));
         }
-        end.store(true, Ordering::SeqCst);
     });
     finish(machine, serving);
     for vector in 0..senders.len() {
@@ -151,8 +148,8 @@ fn each_signal_in_a_storm_of_masking_arrives_exactly_once() {
     let group = group(&machine, 2);
     let storms = AtomicU64::new(0);
     let count = |n: usize| machine.mailbox().count(lpi(u32::try_from(n).unwrap()).intid());
-    signals_in_a_storm(&machine, 1000, &Sender::both(&group), count, |end| {
-        while !end.load(Ordering::SeqCst) {
+    signals_in_a_storm(&machine, 1000, &Sender::both(&group), count, |over| {
+        while !over() {
             for n in [0, 1] {
                 group.unmask(n).unwrap();
                 thread::yield_now();
@@ -184,9 +181,9 @@ fn each_signal_to_a_vector_that_is_moved_about_arrives_exactly_once() {
         let n = u32::try_from(n).unwrap();
         taken(n) + taken(n + 2)
     };
-    signals_in_a_storm(&machine, 1000, &Sender::both(&group), count, |end| {
+    signals_in_a_storm(&machine, 1000, &Sender::both(&group), count, |over| {
         for round in 0.. {
-            if end.load(Ordering::SeqCst) {
+            if over() {
                 break;
             }
             let to = if round % 2 == 0 { 2 } else { 0 };
@@ -243,22 +240,20 @@ fn signals_that_nobody_waits_for_merge_in_a_storm_of_masking_and_the_last_arrive
     map_events(&machine, 2);
     let group = group(&machine, 2);
     let senders = Sender::both(&group);
-    let end = AtomicBool::new(false);
     let serving = machine.serve();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !end.load(Ordering::SeqCst) {
-                (0..2).for_each(|n| group.unmask(n).unwrap());
-                (0..2).for_each(|n| group.mask(n).unwrap());
-            }
-        });
+    let storm = |over: &dyn Fn() -> bool| {
+        while !over() {
+            (0..2).for_each(|n| group.unmask(n).unwrap());
+            (0..2).for_each(|n| group.mask(n).unwrap());
+        }
+    };
+    beside(storm, || {
         for n in 1..=signals {
             for (event, sender) in (0..).zip(&senders) {
                 machine.mailbox().set_sent(lpi(event).intid(), n);
                 sender.send();
             }
         }
-        end.store(true, Ordering::SeqCst);
     });
     group.update(|changes| (0..2).try_for_each(|n| changes.unmask(n))).unwrap();
     machine.until("the last", || (0..2).all(|n| machine.mailbox().seen(lpi(n).intid()) == signals));

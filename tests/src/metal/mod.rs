@@ -6,7 +6,6 @@
 //! and an exit to userspace for an interrupt cannot hide among others.
 //!
 //! ```no_run
-//! # #[cfg(target_arch = "aarch64")] {
 //! use doorbell_tests::metal::{Kind, Machine};
 //! use irqfd::EdgeTrigger;
 //! use vgic::GicRequest;
@@ -21,9 +20,9 @@
 //! trigger.line().signal().unwrap();
 //! machine.until("the interrupt to arrive", || machine.mailbox().count(spi.intid()) == 1);
 //! # }
-//! # }
 //! ```
 
+mod beside;
 mod cpu;
 mod device;
 mod event_loop;
@@ -33,6 +32,7 @@ mod mailbox;
 mod returns;
 mod vcpu;
 
+pub use beside::beside;
 pub use cpu::{Command, Serving};
 pub use device::Device;
 pub use event_loop::EventLoop;
