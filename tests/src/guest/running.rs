@@ -85,17 +85,21 @@ impl Running {
             if ended {
                 self.output.finish();
             }
-            let all = self.output.bytes();
-            let rest = &all[self.seen..];
-            if let Some(at) = rest.windows(text.len()).position(|window| window == text.as_bytes()) {
-                self.seen += at + text.len();
-                return String::from_utf8_lossy(&rest[..at]).into_owned();
-            }
+            let had = {
+                let all = self.output.shared.bytes.lock().unwrap();
+                let rest = &all[self.seen..];
+                if let Some(at) = rest.windows(text.len()).position(|window| window == text.as_bytes()) {
+                    let before = String::from_utf8_lossy(&rest[..at]).into_owned();
+                    self.seen += at + text.len();
+                    return before;
+                }
+                all.len()
+            };
             if ended || start.elapsed() > self.limit {
                 let why = if ended { "the program ended" } else { "the guest hangs" };
                 panic!("{why} before it wrote {text:?}{}", self.so_far());
             }
-            self.output.wait_for_more(all.len());
+            self.output.wait_for_more(had);
         }
     }
 
@@ -376,6 +380,8 @@ impl Shared {
                 Ok(n) => {
                     self.bytes.lock().unwrap().extend_from_slice(&block[..n]);
                     self.more.notify_all();
+                    // A serial port writes byte by byte; being woken for each would take the host's time from the guest.
+                    thread::sleep(Duration::from_millis(2));
                 }
             }
         }
