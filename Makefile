@@ -3,7 +3,7 @@
 # Entry points. What they do is in resources/; docs/TESTING.md explains it.
 
 .DEFAULT_GOAL := help
-.PHONY: help packages build run shell test test-here test-arm64 bench fuzz check clean clean-cache
+.PHONY: help packages build run shell test test-here test-arm64 bench fuzz check man deb book clean clean-cache
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,16 @@ fuzz: ## fuzz everything a guest or a file can write, FUZZ_SECONDS=60 each
 
 check: ## format, lints, documentation, licences
 	@resources/check
+
+man: ## target/share: man pages and shell completions, from the command line's definition
+	@cargo build -q --workspace --all-features --bin doorbell-generate
+	@target/debug/doorbell-generate target/share
+
+deb: build ## target/deb: a Debian package for arm64 with the program, its pages and a systemd unit
+	@resources/deb
+
+book: ## target/book: the documentation as a book (mdBook, fetched once)
+	@resources/book
 
 clean: ## remove what was built (not the cache of downloads and kernels)
 	rm -rf target

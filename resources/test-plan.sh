@@ -11,17 +11,17 @@ plan_lines() { sed -e 's/[[:space:]]*#.*//' -e '/^[[:space:]]*$/d' "$plan" 2>/de
 # The packages whose tests run on arm64.
 plan_packages() { plan_lines | sed -n 's/^packages //p'; }
 
-# Prints "HOST CPUS MEMORY LIMIT" for each host that the executable $1 of package $2 is to run on.
+# Prints "HOST CPUS MEMORY LIMIT WITH" for each host that the executable $1 of package $2 is to run on.
 plan_hosts() {
-    local word pattern hosts cpus memory limit found='' host
-    while read -r word pattern hosts cpus memory limit; do
+    local word pattern hosts cpus memory limit with found='' host
+    while read -r word pattern hosts cpus memory limit with; do
         # shellcheck disable=SC2053
         [[ $2/$1 == $pattern || $1 == $pattern ]] || continue
         case $word in
         only-here) return 0 ;;
         run)
             found=1
-            for host in ${hosts//,/ }; do echo "$host ${cpus:-2} ${memory:-4096} ${limit:-600}"; done
+            for host in ${hosts//,/ }; do echo "$host ${cpus:-2} ${memory:-4096} ${limit:-600} $with"; done
             ;;
         esac
     done < <(plan_lines)

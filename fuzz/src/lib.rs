@@ -5,6 +5,14 @@
 //! Each function panics when a promise is broken, and does nothing else.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a fuzz target reports by panicking")]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "numbers are made of what bytes there are, and cut to fit"
+)]
+
+mod pci_guest;
+mod virtio;
+mod virtio_queues;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +28,9 @@ use irq_types::{DeviceId, MsiMessage, Spi};
 use irqchip::fake::{Call, FakeHost, FakeVm, Fault};
 use irqchip::{AttrValue, CreateDevice, DeviceKind, Errno, IrqchipReady, arm};
 use irqfd::{LevelLine, MsiVector, VectorGroup, Wiring};
+pub use pci_guest::{pci_bus, pci_vectors};
+pub use virtio::{virtio_block, virtio_pci};
+pub use virtio_queues::{virtio_balloon, virtio_console, virtio_net, virtio_vsock};
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
 
@@ -35,6 +46,14 @@ pub const TARGETS: &[Target] = &[
     ("v2m", v2m),
     ("routing", routing),
     ("vectors", vectors),
+    ("pci_vectors", pci_vectors),
+    ("pci_bus", pci_bus),
+    ("virtio_pci", virtio_pci),
+    ("virtio_block", virtio_block),
+    ("virtio_net", virtio_net),
+    ("virtio_console", virtio_console),
+    ("virtio_vsock", virtio_vsock),
+    ("virtio_balloon", virtio_balloon),
 ];
 
 /// The bytes, one after another; zero when there are no more.
@@ -99,7 +118,7 @@ pub fn keys(bytes: &[u8]) {
 }
 
 #[derive(Default)]
-struct Line(AtomicBool);
+pub(crate) struct Line(AtomicBool);
 
 impl LevelLine for Line {
     fn set_level(&self, high: bool) -> Result<(), irqfd::Error> {

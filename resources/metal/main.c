@@ -11,8 +11,15 @@
 #define PSCI_SYSTEM_OFF 0x84000008ul
 #define PSCI_CPU_ON 0xc4000003ul
 
+/* edu's registers (QEMU, docs/specs/edu.rst). */
+#define EDU_STATUS 0x24
+#define EDU_RAISE 0x60
+#define EDU_ACKNOWLEDGE 0x64
+
 struct mailbox *mailbox;
 static struct gic gic;
+/* The edu device's registers, and how often its handler is to raise again. */
+static u64 edu, edu_again;
 
 static u64 psci(u64 function, u64 a, u64 b, u64 c)
 {
@@ -63,16 +70,36 @@ static void serve_line(u32 intid, u64 kind)
 		mailbox->cpu[this_cpu()].causeless++;
 }
 
+static void serve_edu(void)
+{
+	u32 why = read32(edu + EDU_STATUS);
+
+	if (!why)
+		mailbox->cpu[this_cpu()].causeless++;
+	write32(edu + EDU_ACKNOWLEDGE, why);
+	if (edu_again) {
+		edu_again--;
+		write32(edu + EDU_RAISE, 1);
+	}
+}
+
+static u32 slot_of(u32 intid)
+{
+	return intid < LPI_BASE ? intid : intid - LPI_BASE + WIRE_SLOTS;
+}
+
 static void serve_interrupt(u32 intid)
 {
-	u32 slot = intid < LPI_BASE ? intid : intid - LPI_BASE + WIRE_SLOTS;
+	u32 slot = slot_of(intid);
 	u64 *count = &mailbox->count[this_cpu()][slot];
 
 	if (slot >= SLOTS)
 		fail(intid);
 	/* A signal that comes from here on is another interrupt; of all before, this one knows. */
 	STORE(mailbox->seen[slot], LOAD(mailbox->sent[slot]));
-	if (mailbox->kind[slot] != KIND_EDGE)
+	if (mailbox->kind[slot] == KIND_EDU)
+		serve_edu();
+	else if (mailbox->kind[slot] != KIND_EDGE)
 		serve_line(intid, mailbox->kind[slot]);
 	STORE(*count, *count + 1);
 }
@@ -150,6 +177,26 @@ static void send_sgis(u32 to, u32 first, u32 sgis, u64 rounds)
 	}
 }
 
+static void raise_edu(u32 intid, u64 registers, u64 rounds, u64 again)
+{
+	u32 slot = slot_of(intid);
+	u64 *count = &mailbox->count[this_cpu()][slot];
+	u64 round, before;
+
+	edu = registers;
+	mailbox->kind[slot] = KIND_EDU;
+	asm volatile("msr daifclr, #2" : : : "memory");
+	for (round = 0; round < rounds; round++) {
+		before = LOAD(*count);
+		edu_again = again;
+		barrier();
+		write32(registers + EDU_RAISE, 1);
+		while (LOAD(*count) - before <= again)
+			asm volatile("yield");
+	}
+	asm volatile("msr daifset, #2" : : : "memory");
+}
+
 static u64 execute(u64 command, struct cpu *cpu)
 {
 	u64 *a = cpu->argument;
@@ -194,6 +241,14 @@ static u64 execute(u64 command, struct cpu *cpu)
 		return 0;
 	case COMMAND_POWER_OFF:
 		return psci(PSCI_SYSTEM_OFF, 0, 0, 0);
+	case COMMAND_RAISE:
+		raise_edu((u32)a[0], a[1], a[2], a[3]);
+		return 0;
+	case COMMAND_WRITE:
+		write64(a[0], a[1]);
+		return 0;
+	case COMMAND_READ:
+		return read32(a[0]);
 	}
 	fail(command);
 }

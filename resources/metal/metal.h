@@ -28,6 +28,8 @@ enum kind {
 	KIND_LEVEL = 1,
 	/* The same, then waits until somebody has really lowered the wire. */
 	KIND_LOWERED = 2,
+	/* Acknowledges QEMU's teaching device edu, which a host has passed through, and perhaps has it interrupt again: COMMAND_RAISE sets it. */
+	KIND_EDU = 3,
 };
 
 /* A device on a level-triggered line. It has something to say while the two differ. */
@@ -125,6 +127,13 @@ enum command {
 	COMMAND_ENABLE_LPI = 12,
 	/* SYSTEM_OFF. */
 	COMMAND_POWER_OFF = 13,
+	/* INTID, registers of an edu device, rounds, how often again: has the device interrupt this CPU, once in each round from here and as often
+	 * again from the handler before it ends the interrupt; the next round when all have been counted. Takes interrupts meanwhile. */
+	COMMAND_RAISE = 14,
+	/* Address of a register, value. */
+	COMMAND_WRITE = 15,
+	/* Address of a register: its 32 bits. */
+	COMMAND_READ = 16,
 };
 
 /* boot.S */

@@ -86,6 +86,63 @@ fn signals_are_128_and_their_number() {
     }
 }
 
+/// What a login manager does with the button.
+const LISTENS_TO_ITS_BUTTON: &str = r#"
+    echo "listening"
+    # Two events of 24 bytes each, the key and the report's end; the key's code is at offset 18.
+    dd if=/dev/input/event0 of=/tmp/event bs=24 count=1 2>/dev/null
+    echo "key=$(od -A n -t u2 -j 18 -N 2 /tmp/event | tr -d ' ')"
+    poweroff -f
+"#;
+
+#[test]
+fn sigterm_presses_the_power_button() {
+    let host = host_or_skip!();
+    let mut guest = Guest::linux(&host).script(LISTENS_TO_ITS_BUTTON).start();
+    guest.wait_for("listening");
+    guest.signal(Signal::TERM);
+    let end = guest.wait();
+    end.assert_status(0);
+    assert!(end.text().contains("key=116"), "{end}");
+}
+
+#[test]
+fn a_second_sigterm_ends_a_guest_that_ignores_its_power_button() {
+    let host = host_or_skip!();
+    let mut guest = Guest::linux(&host)
+        .script("echo listening; dd if=/dev/input/event0 of=/dev/null bs=24 count=1 2>/dev/null; echo pressed; sleep 1000")
+        .start();
+    guest.wait_for("listening");
+    guest.signal(Signal::TERM);
+    guest.wait_for("pressed");
+    guest.signal(Signal::TERM);
+    guest.wait().assert_status(143);
+}
+
+#[test]
+fn a_guest_that_ignores_its_power_button_is_ended_when_patience_is_over() {
+    let host = host_or_skip!();
+    let mut guest =
+        Guest::linux(&host).option("--patience", "1").script("echo listening; sleep 1000").start();
+    guest.wait_for("listening");
+    guest.signal(Signal::TERM);
+    let end = guest.wait();
+    end.assert_status(143);
+    assert!(end.errors().contains("did not power off within 1 s"), "{end}");
+}
+
+#[test]
+fn without_patience_sigterm_ends_at_once() {
+    let host = host_or_skip!();
+    let mut guest =
+        Guest::linux(&host).option("--patience", "0").script("echo listening; sleep 1000").start();
+    guest.wait_for("listening");
+    guest.signal(Signal::TERM);
+    let end = guest.wait();
+    end.assert_status(143);
+    assert_eq!(end.errors(), "");
+}
+
 #[test]
 fn a_signal_ends_a_run_whose_output_nobody_reads() {
     let host = host_or_skip!();

@@ -5,16 +5,34 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
 use doorbell_tests::guest::{Guest, Input, Running, Tiny};
 use doorbell_tests::host_or_skip;
 use rustix::process::Signal;
 
-/// What a machine costs its process: descriptors, threads, and mappings of vCPUs.
-fn holdings(guest: &Running) -> (Vec<String>, usize, usize) {
+/// Descriptors, threads, and mappings of vCPUs.
+type Holdings = (Vec<String>, usize, usize);
+
+/// What a machine costs its process once all of it is there: the first vCPU may be far along before the last one has its thread.
+fn holdings(guest: &Running) -> Holdings {
+    let (mut last, mut same) = (holdings_now(guest), 0);
+    while same < 10 {
+        thread::sleep(Duration::from_millis(20));
+        let now = holdings_now(guest);
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+    last
+}
+
+fn holdings_now(guest: &Running) -> Holdings {
     let mut descriptors: Vec<String> = fs::read_dir(guest.proc("fd"))
         .unwrap()
-        .map(|entry| fs::read_link(entry.unwrap().path()).unwrap().to_string_lossy().into_owned())
+        // One that is closed between the list and the look does not count.
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .map(|target| target.to_string_lossy().into_owned())
         .collect();
     // Their numbers do not matter, what they are does.
     descriptors.sort();
@@ -54,7 +72,12 @@ fn twenty_resets_leak_nothing() {
 #[test]
 fn linux_boots_again_after_its_reset_until_it_is_ended() {
     let host = host_or_skip!();
-    let mut guest = Guest::linux(&host).cpus(2).option("--on-reset", "restart").actions(&["reboot"]).start();
+    let mut guest = Guest::linux(&host)
+        .cpus(2)
+        .option("--on-reset", "restart")
+        .option("--patience", "0")
+        .actions(&["reboot"])
+        .start();
     for _ in 0..3 {
         guest.wait_for("doorbell-guest: ready");
         guest.wait_for("doorbell-guest: reboot");

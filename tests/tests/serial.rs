@@ -8,29 +8,20 @@ use std::io::Write;
 use std::thread;
 
 use doorbell_tests::guest::{Gic, Guest, Host, Input, Scratch, Tiny};
-use doorbell_tests::host_or_skip;
+use doorbell_tests::{host_or_skip, noise};
 
-/// Every byte is two or three exits to this process, some 0.1 ms each on an emulated host: one kind of host has to do for the full megabyte.
+/// How much goes each way.
+///
+/// Every byte is two or three exits to this process, a tenth of a millisecond each on an emulated host with nothing else to do: nine minutes for
+/// the megabyte, which one kind of host has to do for all. The other way in differs in the interrupt controller only.
 fn amount(host: &Host) -> usize {
     match host.gic {
         Gic::V3 => 1 << 20,
-        Gic::V2 => 64 << 10,
+        Gic::V2 => 32 << 10,
     }
 }
 
 const CTRL_A: u8 = 1;
-
-/// Bytes of all values in no order that repeats soon (xorshift64*, S. Vigna, "An experimental exploration of Marsaglia's xorshift generators").
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed;
-    let mut next = || {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes()
-    };
-    std::iter::repeat_with(&mut next).flatten().take(len).collect()
-}
 
 /// As a person has to type it: Ctrl-a twice.
 fn typed(bytes: &[u8]) -> Vec<u8> {
@@ -53,8 +44,9 @@ fn difference(a: &[u8], b: &[u8]) -> Option<String> {
     Some(format!("{} bytes instead of {}, the first difference at {at}", a.len(), b.len()))
 }
 
-/// `loglevel=0`: the kernel's own words must not come between the bytes.
-const QUIET: &str = "loglevel=0";
+/// The kernel's own words must not come between the bytes. On an emulated host under load the guest's interrupt handler may be busy with one
+/// burst of input for longer than RCU waits, which then stops all CPUs to complain: not what this is about.
+const QUIET: &str = "loglevel=0 rcupdate.rcu_cpu_stall_suppress=1";
 
 #[test]
 fn a_megabyte_each_way_at_once_arrives_whole() {
@@ -67,7 +59,7 @@ fn a_megabyte_each_way_at_once_arrives_whole() {
         .file("down", &down)
         .flag("--report")
         .input(Input::PIPE)
-        .patience(6)
+        .patience(20)
         .script(
             r#"
             size=$(stat -c %s /down)
@@ -75,12 +67,11 @@ fn a_megabyte_each_way_at_once_arrives_whole() {
             head -c "$size" </dev/console >/tmp/down &
             printf 'begin'
             cat /up
-            printf 'end'
+            echo end
             wait
             stty sane
             cmp /down /tmp/down && echo "same=yes"
             echo "got=$(stat -c %s /tmp/down)"
-            echo "lost=$(sed -n 's/.*\(oe:[0-9]*\).*/\1/p' /proc/tty/driver/serial)"
             "#,
         )
         .start();

@@ -4,10 +4,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use vm_device::DeviceMmio;
-use vm_device::bus::{self, BusRange, MmioAddress, MmioRange};
+use vm_device::bus::{self, BusRange, MmioAddress, MmioAddressOffset, MmioRange};
 use vm_device::device_manager::{IoManager, MmioManager};
+
+use crate::metrics::Histogram;
 
 /// The MMIO bus.
 #[derive(Default)]
@@ -16,6 +19,28 @@ pub struct Bus {
     reads: AtomicU64,
     writes: AtomicU64,
     nobody: AtomicU64,
+    /// How long accesses take, by where the devices begin; `None` if nobody wants to know.
+    times: Option<Vec<(u64, Arc<Histogram>)>>,
+}
+
+/// A device whose accesses are timed.
+struct Timed {
+    device: Arc<dyn DeviceMmio + Send + Sync>,
+    histogram: Arc<Histogram>,
+}
+
+impl DeviceMmio for Timed {
+    fn mmio_read(&self, base: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
+        let start = Instant::now();
+        self.device.mmio_read(base, offset, data);
+        self.histogram.record(start.elapsed());
+    }
+
+    fn mmio_write(&self, base: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
+        let start = Instant::now();
+        self.device.mmio_write(base, offset, data);
+        self.histogram.record(start.elapsed());
+    }
 }
 
 /// How many accesses came, and how many found nobody.
@@ -36,6 +61,12 @@ impl Bus {
         Self::default()
     }
 
+    /// An empty bus that times each access to the devices that are put on it, if that is asked for. If not, it costs nothing.
+    #[must_use]
+    pub fn timed(timed: bool) -> Self {
+        Self { times: timed.then(Vec::new), ..Self::default() }
+    }
+
     /// Puts a device at these addresses.
     ///
     /// # Errors
@@ -45,8 +76,20 @@ impl Bus {
         range: &Range<u64>,
         device: Arc<dyn DeviceMmio + Send + Sync>,
     ) -> Result<(), bus::Error> {
-        let range: MmioRange = BusRange::new(MmioAddress(range.start), range.end - range.start)?;
-        self.devices.register_mmio(range, device)
+        let start = range.start;
+        let range: MmioRange = BusRange::new(MmioAddress(start), range.end - start)?;
+        let Some(times) = &mut self.times else { return self.devices.register_mmio(range, device) };
+        let histogram = Arc::new(Histogram::default());
+        let timed = Timed { device, histogram: Arc::clone(&histogram) };
+        self.devices.register_mmio(range, Arc::new(timed))?;
+        times.push((start, histogram));
+        Ok(())
+    }
+
+    /// How long accesses to each device took, by the address where it begins. Empty if they are not timed.
+    #[must_use]
+    pub fn times(&self) -> &[(u64, Arc<Histogram>)] {
+        self.times.as_deref().unwrap_or_default()
     }
 
     /// A load. Where no device is, all bits are ones, as a bus without anybody driving it reads.
@@ -105,5 +148,21 @@ mod tests {
         // An access that straddles the end belongs to nobody.
         bus.read(0x1ffe, &mut word);
         assert_eq!(bus.counts(), BusCounts { reads: 3, writes: 1, nobody: 3 });
+        assert!(bus.times().is_empty());
+    }
+
+    #[test]
+    fn a_bus_that_is_to_be_timed_counts_each_devices_accesses() {
+        let mut bus = Bus::timed(true);
+        bus.attach(&(0x1000..0x2000), Arc::new(RealTimeClock::new())).unwrap();
+        bus.attach(&(0x3000..0x4000), Arc::new(RealTimeClock::new())).unwrap();
+        assert!(bus.attach(&(0x1800..0x2800), Arc::new(RealTimeClock::new())).is_err());
+        let mut word = [0; 4];
+        bus.read(0x1fe0, &mut word);
+        assert_eq!(word, [0x31, 0, 0, 0]);
+        bus.write(0x1000, &word);
+        bus.read(0x8000, &mut word);
+        let counts: Vec<_> = bus.times().iter().map(|(at, times)| (*at, times.snapshot().count)).collect();
+        assert_eq!(counts, [(0x1000, 2), (0x3000, 0)]);
     }
 }

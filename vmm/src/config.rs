@@ -7,13 +7,19 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::devices::{Devices, Disk, Net, Vsock};
 use crate::error::{Error, Result};
 use crate::size::Size;
+use crate::vfio_config::{Platform, Vfio};
 
 /// The smallest memory that Linux on arm64 can be expected to unpack itself in.
 const MIN_MEMORY: Size = Size(16 << 20);
 /// GICv3 in KVM serves that many vCPUs at most (`VGIC_V3_MAX_CPUS`).
 const MAX_CPUS: u32 = 512;
+/// Each slot is a bridge on the root bus, which has room for 31 devices, and wants a share of the memory windows.
+const MAX_PCI_SLOTS: u8 = 16;
+/// What systemd gives a service to stop, and so most guests have.
+const PATIENCE: u32 = 90;
 /// `COMMAND_LINE_SIZE` of arm64 is 2048, terminating zero included.
 pub const MAX_CMDLINE: usize = 2047;
 
@@ -88,6 +94,17 @@ pub enum LogLevel {
     Trace,
 }
 
+/// How it is written what is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A line for a person.
+    #[default]
+    Text,
+    /// A JSON object a line, with the time.
+    Json,
+}
+
 /// A machine, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -113,12 +130,36 @@ pub struct Config {
     pub msi: Msi,
     /// What a guest's reset does.
     pub on_reset: OnReset,
+    /// How many seconds a guest has that was asked to power itself off; 0: it is not asked.
+    pub patience: u32,
     /// Where to write the device tree to.
     pub dump_fdt: Option<PathBuf>,
     /// How much to say.
     pub log: LogLevel,
+    /// In which form.
+    pub log_format: LogFormat,
+    /// Where to write the counters of the run to at its end.
+    pub metrics: Option<PathBuf>,
     /// Whether to end with a report on standard error.
     pub report: bool,
+    /// What devices there are beyond those that every machine has.
+    pub devices: Devices,
+    /// Platform devices of the host's.
+    pub platform: Vec<Platform>,
+    /// PCI devices of the host's.
+    pub vfio: Vec<Vfio>,
+    /// How many PCI slots there are for devices that come and go, those included that have one from the start.
+    pub pci_slots: u8,
+    /// Where the machine is controlled: the path of a socket, or a name.
+    pub control: Option<PathBuf>,
+}
+
+impl Config {
+    /// Whether any device wants a PCI bus. Without one the guest has nothing to look for there.
+    #[must_use]
+    pub fn wants_pci(&self) -> bool {
+        self.devices.any() || !self.vfio.is_empty() || self.pci_slots > 0
+    }
 }
 
 /// The TOML file, and equally what the command line gave: nothing is required yet.
@@ -147,12 +188,42 @@ pub struct Settings {
     pub msi: Option<Msi>,
     /// See [`Config::on_reset`].
     pub on_reset: Option<OnReset>,
+    /// See [`Config::patience`].
+    pub patience: Option<u32>,
     /// See [`Config::dump_fdt`].
     pub dump_fdt: Option<PathBuf>,
     /// See [`Config::log`].
     pub log: Option<LogLevel>,
+    /// See [`Config::log_format`].
+    pub log_format: Option<LogFormat>,
+    /// See [`Config::metrics`].
+    pub metrics: Option<PathBuf>,
     /// See [`Config::report`].
     pub report: Option<bool>,
+    /// See [`Devices::disks`]. Those of the command line come after those of the file.
+    #[serde(default)]
+    pub disk: Vec<Disk>,
+    /// See [`Devices::nets`]. Likewise.
+    #[serde(default)]
+    pub net: Vec<Net>,
+    /// See [`Config::platform`]. Likewise.
+    #[serde(default)]
+    pub platform: Vec<Platform>,
+    /// See [`Config::vfio`]. Likewise.
+    #[serde(default)]
+    pub vfio: Vec<Vfio>,
+    /// See [`Config::pci_slots`].
+    pub pci_slots: Option<u8>,
+    /// See [`Config::control`].
+    pub control: Option<PathBuf>,
+    /// See [`Devices::vsock`].
+    pub vsock: Option<Vsock>,
+    /// See [`Devices::rng`].
+    pub rng: Option<bool>,
+    /// See [`Devices::balloon`].
+    pub balloon: Option<bool>,
+    /// See [`Devices::console`].
+    pub console: Option<bool>,
 }
 
 impl Settings {
@@ -170,7 +241,15 @@ impl Settings {
             Error::usage(format!("{}:{message}", path.display())).hint("`doorbell run --help` lists the keys")
         })?;
         let base = path.parent().unwrap_or(Path::new(""));
-        for file in [&mut settings.kernel, &mut settings.initrd, &mut settings.dump_fdt].into_iter().flatten()
+        let own = [&mut settings.kernel, &mut settings.initrd, &mut settings.dump_fdt, &mut settings.metrics]
+            .into_iter()
+            .flatten();
+        let sockets = settings.vsock.iter_mut().filter_map(|vsock| vsock.socket.as_mut());
+        // A name is none.
+        let control =
+            settings.control.iter_mut().filter(|path| path.parent().is_some_and(|p| p != Path::new("")));
+        for file in
+            own.chain(settings.disk.iter_mut().map(|disk| &mut disk.path)).chain(sockets).chain(control)
         {
             *file = base.join(&*file);
         }
@@ -205,9 +284,22 @@ impl Settings {
             gic: self.gic.or(file.gic),
             msi: self.msi.or(file.msi),
             on_reset: self.on_reset.or(file.on_reset),
+            patience: self.patience.or(file.patience),
             dump_fdt: self.dump_fdt.or(file.dump_fdt),
             log: self.log.or(file.log),
+            log_format: self.log_format.or(file.log_format),
+            metrics: self.metrics.or(file.metrics),
             report: self.report.or(file.report),
+            disk: file.disk.into_iter().chain(self.disk).collect(),
+            net: file.net.into_iter().chain(self.net).collect(),
+            platform: file.platform.into_iter().chain(self.platform).collect(),
+            vfio: file.vfio.into_iter().chain(self.vfio).collect(),
+            pci_slots: self.pci_slots.or(file.pci_slots),
+            control: self.control.or(file.control),
+            vsock: self.vsock.or(file.vsock),
+            rng: self.rng.or(file.rng),
+            balloon: self.balloon.or(file.balloon),
+            console: self.console.or(file.console),
         }
     }
 
@@ -246,6 +338,14 @@ impl Settings {
             return Err(Error::usage("the kernel command line has characters other than ASCII")
                 .hint("write --cmdline in plain ASCII"));
         }
+        let in_slots = self.vfio.iter().filter(|vfio| vfio.wants_slot()).count();
+        let most = usize::from(MAX_PCI_SLOTS);
+        let pci_slots = self.pci_slots.map_or(0, usize::from).max(in_slots);
+        if pci_slots > most {
+            return Err(Error::usage(format!("{pci_slots} PCI slots cannot be had"))
+                .hint(format!("give --pci-slots at most {most}")));
+        }
+        let pci_slots = u8::try_from(pci_slots).unwrap_or(MAX_PCI_SLOTS);
         Ok(Config {
             kernel,
             initrd: self.initrd,
@@ -258,9 +358,24 @@ impl Settings {
             gic: self.gic.unwrap_or_default(),
             msi: self.msi.unwrap_or_default(),
             on_reset: self.on_reset.unwrap_or_default(),
+            patience: self.patience.unwrap_or(PATIENCE),
             dump_fdt: self.dump_fdt,
             log: self.log.unwrap_or_default(),
+            log_format: self.log_format.unwrap_or_default(),
+            metrics: self.metrics,
             report: self.report.unwrap_or_default(),
+            platform: self.platform,
+            pci_slots,
+            control: self.control,
+            vfio: self.vfio,
+            devices: Devices {
+                disks: self.disk,
+                nets: self.net,
+                vsock: self.vsock,
+                rng: self.rng.unwrap_or_default(),
+                balloon: self.balloon.unwrap_or_default(),
+                console: self.console.unwrap_or_default(),
+            },
         })
     }
 }
@@ -287,9 +402,32 @@ mod tests {
             gic = "v3"
             msi = "its"
             on-reset = "exit"
+            patience = 7
+            pci-slots = 3
+            control = "web"
             dump-fdt = "out.dtb"
             log = "debug"
+            log-format = "json"
+            metrics = "run.json"
             report = true
+            rng = true
+            balloon = true
+            console = true
+            [[disk]]
+            path = "a.img"
+            [[disk]]
+            path = "b.qcow2"
+            readonly = true
+            [[net]]
+            tap = "tap0"
+            [[platform]]
+            device = "9010000.pl031"
+            iommu = "noiommu"
+            [[vfio]]
+            device = "0000:00:08.0"
+            [vsock]
+            cid = 3
+            socket = "v.sock"
         "#;
         let config = Settings::from_toml(text).unwrap().into_config().unwrap();
         assert_eq!(
@@ -306,9 +444,24 @@ mod tests {
                 gic: Gic::V3,
                 msi: Msi::Its,
                 on_reset: OnReset::Exit,
+                patience: 7,
+                platform: vec!["9010000.pl031,iommu=noiommu".parse().unwrap()],
+                vfio: vec!["0000:00:08.0".parse().unwrap()],
+                pci_slots: 3,
+                control: Some("web".into()),
                 dump_fdt: Some("out.dtb".into()),
                 log: LogLevel::Debug,
+                log_format: LogFormat::Json,
+                metrics: Some("run.json".into()),
                 report: true,
+                devices: Devices {
+                    disks: vec!["path=a.img".parse().unwrap(), "path=b.qcow2,readonly=on".parse().unwrap()],
+                    nets: vec!["tap=tap0".parse().unwrap()],
+                    vsock: Some("cid=3,socket=v.sock".parse().unwrap()),
+                    rng: true,
+                    balloon: true,
+                    console: true,
+                },
             }
         );
     }

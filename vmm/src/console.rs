@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! From standard input to the serial port, in the event loop.
+//! From standard input to the guest's console, the serial port or a virtio console, in the event loop.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -17,9 +18,44 @@ const CHUNK: usize = 4096;
 const INPUT: u32 = 0;
 const ROOM: u32 = 1;
 
-/// Feeds the serial port from standard input. No byte is lost: while the port is full nothing is read.
+/// Where a guest's input goes.
+pub enum Keyboard {
+    /// The serial port.
+    Serial(Arc<SerialPort>),
+    /// A pipe that a virtio console reads; non-blocking.
+    Pipe(OwnedFd),
+}
+
+impl Keyboard {
+    /// Hands input over. Returns how much was taken; when that is not all, [`room`](Self::room) says when to go on.
+    fn feed(&self, input: &[u8]) -> usize {
+        match self {
+            Self::Serial(port) => port.feed(input),
+            // Whatever the pipe says, the guest hears of it when it can: it is full, or the machine ends.
+            Self::Pipe(pipe) => rustix::io::write(pipe, input).unwrap_or(0),
+        }
+    }
+
+    /// What happens when there is room again.
+    fn room(&self) -> Events {
+        match self {
+            Self::Serial(port) => Events::with_data(port.room_event(), ROOM, EventSet::IN),
+            // It has room most of the time: only that it has room *again* is an event.
+            Self::Pipe(pipe) => Events::with_data(pipe, ROOM, EventSet::OUT | EventSet::EDGE_TRIGGERED),
+        }
+    }
+
+    fn room_is_noticed(&self) {
+        if let Self::Serial(port) = self {
+            // What it counts does not matter.
+            let _ = port.room_event().read();
+        }
+    }
+}
+
+/// Feeds the guest from standard input. No byte is lost: while the guest takes none, nothing is read.
 pub struct Console {
-    port: Arc<SerialPort>,
+    port: Keyboard,
     input: Input,
     keys: Keys,
     /// Read and filtered, and not yet taken by the port.
@@ -43,7 +79,7 @@ enum Input {
 impl Console {
     /// Feeds `port`; the user's wish to leave goes to `verdict`.
     #[must_use]
-    pub fn new(port: Arc<SerialPort>, verdict: Verdict) -> Self {
+    pub fn new(port: Keyboard, verdict: Verdict) -> Self {
         Self { port, input: Input::Paused, keys: Keys::default(), waiting: Vec::new(), ended: false, verdict }
     }
 
@@ -125,7 +161,7 @@ fn input_event() -> Events {
 
 impl MutEventSubscriber for Console {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(e) = ops.add(Events::with_data(self.port.room_event(), ROOM, EventSet::IN)) {
+        if let Err(e) = ops.add(self.port.room()) {
             tracing::error!("standard input stays disconnected: {e}");
             return;
         }
@@ -135,8 +171,7 @@ impl MutEventSubscriber for Console {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         match events.data() {
             ROOM => {
-                // What it counts does not matter.
-                let _ = self.port.room_event().read();
+                self.port.room_is_noticed();
                 self.pump(false, ops);
             }
             // Also on hang-up and error: reading says what it is.

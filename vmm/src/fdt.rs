@@ -7,13 +7,17 @@
 use std::ops::Range;
 
 use irq_types::{Ppi, Spi, TriggerMode};
-use vgic::GicLayout;
+use vfio_passthrough::platform::GuestNode;
+use vgic::{GicLayout, GicPhandles};
 use vm_fdt::{Error, FdtWriter};
 
-use crate::layout::{RAM_BASE, RTC, SERIAL};
+use crate::gpio;
+use crate::layout::{GPIO, RAM_BASE, RTC, SERIAL};
+
+/// Writes the node of the PCI host bridge, which names the GIC's phandles.
+pub type PciNode<'a> = &'a dyn Fn(&mut FdtWriter, &GicPhandles) -> Result<(), Error>;
 
 /// What goes into the tree.
-#[derive(Debug)]
 pub struct Machine<'a> {
     /// Bytes of memory from [`RAM_BASE`] on.
     pub memory: u64,
@@ -27,8 +31,14 @@ pub struct Machine<'a> {
     pub gic: &'a GicLayout,
     /// The serial port's line; level.
     pub serial: Spi,
+    /// The GPIO controller's line; level.
+    pub gpio: Spi,
     /// The performance monitor's line, if the guest has one.
     pub pmu: Option<Ppi>,
+    /// Writes the PCI host bridge's node, if there is one.
+    pub pci: Option<PciNode<'a>>,
+    /// Platform devices of the host's.
+    pub platform: &'a [GuestNode],
     /// Entropy for the guest's first moments: a seed for its random numbers, and one for where the kernel lies.
     pub seed: ([u8; 64], u64),
 }
@@ -42,7 +52,13 @@ const PL031_ID: u32 = 0x0004_1031;
 /// Phandle of the fixed clock.
 const CLOCK_PHANDLE: u32 = 1;
 /// The first phandle that the GIC may use.
-const GIC_PHANDLE: u32 = 2;
+const GIC_PHANDLE: u32 = 16;
+/// The first phandle that the host's platform devices may use.
+const PLATFORM_PHANDLE: u32 = 0x1000;
+/// Phandle of the GPIO controller.
+const GPIO_PHANDLE: u32 = 2;
+/// `KEY_POWER` (Linux, `include/uapi/linux/input-event-codes.h`).
+const KEY_POWER: u32 = 116;
 
 impl Machine<'_> {
     /// The tree as a blob.
@@ -71,6 +87,15 @@ impl Machine<'_> {
         self.clock(&mut fdt)?;
         self.serial(&mut fdt)?;
         self.rtc(&mut fdt)?;
+        self.gpio(&mut fdt)?;
+        Self::power_button(&mut fdt)?;
+        if let Some(pci) = self.pci {
+            pci(&mut fdt, nodes.phandles())?;
+        }
+        let mut phandle = PLATFORM_PHANDLE;
+        for node in self.platform {
+            node.write(&mut fdt, &mut phandle)?;
+        }
         fdt.end_node(root)?;
         fdt.finish()
     }
@@ -159,6 +184,35 @@ impl Machine<'_> {
         fdt.property_u32("clock-frequency", SERIAL_CLOCK)?;
         fdt.property_array_u32("interrupts", &self.serial.fdt_cells(TriggerMode::Level))?;
         fdt.end_node(serial)
+    }
+
+    /// Binding `gpio/pl061-gpio.yaml`.
+    fn gpio(&self, fdt: &mut FdtWriter) -> Result<(), Error> {
+        let gpio = fdt.begin_node(&format!("gpio@{:x}", GPIO.start))?;
+        fdt.property_string_list("compatible", vec!["arm,pl061".into(), "arm,primecell".into()])?;
+        fdt.property_array_u64("reg", &[GPIO.start, GPIO.end - GPIO.start])?;
+        fdt.property_u32("clocks", CLOCK_PHANDLE)?;
+        fdt.property_string("clock-names", "apb_pclk")?;
+        fdt.property_u32("arm,primecell-periphid", gpio::PL061_ID)?;
+        fdt.property_array_u32("interrupts", &self.gpio.fdt_cells(TriggerMode::Level))?;
+        fdt.property_null("gpio-controller")?;
+        fdt.property_u32("#gpio-cells", 2)?;
+        fdt.property_null("interrupt-controller")?;
+        fdt.property_u32("#interrupt-cells", 2)?;
+        fdt.property_phandle(GPIO_PHANDLE)?;
+        fdt.end_node(gpio)
+    }
+
+    /// Binding `input/gpio-keys.yaml`.
+    fn power_button(fdt: &mut FdtWriter) -> Result<(), Error> {
+        let keys = fdt.begin_node("gpio-keys")?;
+        fdt.property_string("compatible", "gpio-keys")?;
+        let power = fdt.begin_node("button-power")?;
+        fdt.property_string("label", "Power button")?;
+        fdt.property_u32("linux,code", KEY_POWER)?;
+        fdt.property_array_u32("gpios", &[GPIO_PHANDLE, u32::from(gpio::POWER_BUTTON), 0])?;
+        fdt.end_node(power)?;
+        fdt.end_node(keys)
     }
 
     /// Binding `rtc/arm,pl031.yaml`. No interrupt: this clock has no alarm.

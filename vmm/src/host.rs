@@ -30,13 +30,16 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
     }
 }
 
-/// Makes a VM whose guest-physical addresses reach the end of memory.
-pub(crate) fn create_vm(kvm: &Kvm, config: &Config) -> Result<VmFd> {
+/// Guest-physical addresses of 40 bits are what a VM has by default, and have room for PCI's 64-bit window.
+const COMMON_BITS: u32 = 40;
+
+/// Makes a VM whose guest-physical addresses reach the end of memory, and for PCI as far as is common. Returns also how many bits they have.
+pub(crate) fn create_vm(kvm: &Kvm, config: &Config) -> Result<(VmFd, u32)> {
     let end = layout::RAM_BASE + config.memory.0;
     let needed = 64 - (end - 1).leading_zeros();
     // 0 on kernels that cannot be asked: there 40 bits are what a VM has (`api.rst`, section 4.2).
     let limit = u32::try_from(kvm.get_host_ipa_limit()).ok().filter(|&bits| bits > 0);
-    let available = limit.unwrap_or(40);
+    let available = limit.unwrap_or(COMMON_BITS);
     if needed > available {
         return Err(Error::host(format!(
             "{} of memory needs {needed} bits of guest-physical address, and this host has {available}",
@@ -44,12 +47,14 @@ pub(crate) fn create_vm(kvm: &Kvm, config: &Config) -> Result<VmFd> {
         ))
         .hint("give less --memory"));
     }
+    let wanted = if config.wants_pci() { needed.max(COMMON_BITS) } else { needed };
     // The fewer bits, the fewer levels the host's tables may have; 32 is the least that KVM takes.
+    let bits = wanted.min(available).max(32);
     let vm = match limit {
-        Some(_) => kvm.create_vm_with_ipa_size(needed.max(32)),
+        Some(_) => kvm.create_vm_with_ipa_size(bits),
         None => kvm.create_vm(),
     };
-    vm.map_err(|e| Error::host("cannot create a VM").because(e))
+    Ok((vm.map_err(|e| Error::host("cannot create a VM").because(e))?, bits))
 }
 
 pub(crate) fn gic_request(config: &Config) -> GicRequest {

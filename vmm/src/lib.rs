@@ -13,19 +13,41 @@ pub mod bus;
 pub mod cli;
 pub mod config;
 pub mod console;
+pub mod control;
+pub mod devices;
+pub mod doctor;
 pub mod error;
 pub mod fdt;
+pub mod gpio;
 #[cfg(target_arch = "aarch64")]
 mod host;
+#[cfg(target_arch = "aarch64")]
+mod hotplug;
+#[cfg(target_arch = "aarch64")]
+mod inspect;
+pub mod irq;
 pub mod kernel;
 pub mod layout;
+#[cfg(target_arch = "aarch64")]
+mod lines;
+#[cfg(target_arch = "aarch64")]
+mod live;
 #[cfg(target_arch = "aarch64")]
 mod load;
 mod log;
 #[cfg(target_arch = "aarch64")]
 mod machine;
+#[cfg(target_arch = "aarch64")]
+mod measure;
 pub mod memory;
+pub mod metrics;
 pub mod outcome;
+pub mod pause;
+#[cfg(target_arch = "aarch64")]
+mod pci_host;
+#[cfg(target_arch = "aarch64")]
+mod platform;
+pub mod power;
 pub mod report;
 pub mod rtc;
 pub mod serial;
@@ -37,6 +59,13 @@ pub mod terminal;
 pub mod v2m;
 #[cfg(target_arch = "aarch64")]
 pub mod vcpu;
+mod vfio;
+pub mod vfio_command;
+pub mod vfio_config;
+#[cfg(target_arch = "aarch64")]
+mod vfio_pci;
+#[cfg(target_arch = "aarch64")]
+mod virtio;
 
 use config::Config;
 use error::Result;
@@ -53,7 +82,7 @@ pub fn prepare_process() {
 /// # Errors
 /// If it cannot be started or cannot go on; the error has the exit status.
 pub fn run(config: &Config) -> Result<u8> {
-    log::init(config.log);
+    log::init(config.log, config.log_format);
     // The user's files before the host: the same mistake gives the same message on every machine.
     let kernel = Kernel::open(&config.kernel, config.memory)?;
     let initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;

@@ -2,38 +2,55 @@
 //! The machine: everything put together in the order that the kernel wants, and taken apart in reverse.
 
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use gsi_routing::{Router, models};
-use irqfd::{LevelTrigger, Resample, ResampleSubscriber, Wiring};
+use irqfd::{LevelTrigger, Resample, ResampleSubscriber};
 use kvm_bindings::kvm_vcpu_init;
 use kvm_ioctls::Kvm;
 use kvm_irqchip::KvmVm;
-use vgic::{GicLayout, InitializedVgic, MmioRegion, Vgic};
+use vgic::{GicLayout, GicPhandles, InitializedVgic, MmioRegion, Vgic};
+use vm_fdt::FdtWriter;
+use vm_memory::GuestMemoryBackend;
 
 use crate::boot;
 use crate::bus::Bus;
 use crate::config::{Config, OnReset};
-use crate::console::Console;
+use crate::console::{Console, Keyboard};
+use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::gpio::Gpio;
 use crate::host::{create_vm, gic_request, open_kvm};
+use crate::hotplug::HotPlug;
+use crate::irq::History;
 use crate::kernel::{Initrd, Kernel};
 use crate::layout;
+use crate::lines::Lines;
+use crate::live::Live;
 use crate::load::{check_beside_the_guest, load, seed};
 use crate::outcome::{Outcome, Verdict};
+use crate::pause::Pause;
+use crate::pci_host::{Connections, PciHost};
+use crate::platform::PlatformDevices;
+use crate::power::Signals;
 use crate::report::Report;
 use crate::rtc::RealTimeClock;
 use crate::serial::{SerialPort, Stdout};
-use crate::signals::{self, Signals, Taken, Wake};
+use crate::signals::{self, Taken, Wake};
 use crate::status::Status;
-use crate::sys::{self, VmMemory};
+use crate::sys::{self, DeviceSlots, VmMemory};
 use crate::terminal::{self, RawTerminal};
 use crate::v2m::MsiFrame;
 use crate::vcpu::{self, Ending, Features, RunningVcpu, Vcpu};
-use crate::{fdt, memory};
+use crate::vfio::Passthrough;
+use crate::vfio_config::Vfio;
+use crate::vfio_pci::VfioDevices;
+use crate::{fdt, memory, virtio};
 
 /// Runs a guest to its end, as often as it resets itself.
 pub(crate) fn run_guest(config: &Config, kernel: Kernel, initrd: Option<Initrd>) -> Result<u8> {
@@ -42,7 +59,9 @@ pub(crate) fn run_guest(config: &Config, kernel: Kernel, initrd: Option<Initrd>)
     // Before the terminal is set, which a signal would leave as it is then, and before there are other threads.
     let signals = Taken::new()?;
     let terminal = RawTerminal::enter().map_err(|e| Error::failure("cannot set the terminal").because(e))?;
+    let control = config.control.as_deref().map(Control::listen).transpose()?;
     let mut files = Some((kernel, initrd));
+    let mut config = config.clone();
     loop {
         // A VM cannot be reset: its GIC and vCPUs keep their state for life. A guest that resets itself gets a new one.
         let (kernel, initrd) = match files.take() {
@@ -53,8 +72,10 @@ pub(crate) fn run_guest(config: &Config, kernel: Kernel, initrd: Option<Initrd>)
             ),
         };
         let unchecked = initrd.as_ref().and_then(Initrd::unchecked);
-        let machine = Machine::build(config, &kvm, kernel, initrd)?;
-        let outcome = machine.run(signals.clone(), unchecked)?;
+        let machine = Machine::build(&config, &kvm, kernel, initrd)?;
+        let (outcome, vfio) = machine.run(signals.clone(), unchecked, control.as_ref())?;
+        // What has come or gone while the guest ran stays so, as devices in a rack would.
+        config.vfio = vfio;
         match (outcome, config.on_reset) {
             (Outcome::Reset, OnReset::Restart) => {
                 tracing::info!("the guest resets itself: starting it again")
@@ -78,15 +99,40 @@ struct Machine {
 }
 
 /// What stays put while the vCPUs run.
-struct Parts {
-    bus: Arc<Bus>,
-    serial: Arc<SerialPort>,
-    line: LevelTrigger,
-    gic: InitializedVgic,
+pub(crate) struct Parts {
+    pub(crate) bus: Arc<Bus>,
+    pub(crate) serial: Arc<SerialPort>,
+    /// Where the guest's input goes if not to the serial port.
+    keyboard: Option<OwnedFd>,
+    pub(crate) gpio: Arc<Gpio>,
+    /// The level lines of the devices in this process, the serial port's first.
+    pub(crate) levels: Vec<Level>,
+    pub(crate) pci: Option<PciHost>,
+    /// PCI devices of the host's.
+    pub(crate) vfio: VfioDevices,
+    /// Platform devices of the host's. Before the routing table, which their interrupts need, and the memory, which they may reach.
+    pub(crate) platform: PlatformDevices,
+    /// Where further devices of the host's come from.
+    pub(crate) passthrough: Passthrough,
+    /// The routing table, which what is wired needs.
+    pub(crate) lines: Lines,
+    pub(crate) gic: InitializedVgic,
     features: Features,
-    config: Config,
-    _memory: VmMemory,
-    returns: Arc<AtomicU64>,
+    pub(crate) config: Config,
+    pub(crate) memory: VmMemory,
+    /// The number of the VM's descriptor, by which the kernel's debugfs knows it.
+    pub(crate) vm_fd: RawFd,
+    /// What looks at the interrupts so far have seen.
+    pub(crate) history: History,
+    pub(crate) returns: Arc<AtomicU64>,
+    pub(crate) started: Instant,
+}
+
+/// A device with a level line that the event loop raises again after the guest's EOI.
+pub(crate) struct Level {
+    pub(crate) name: &'static str,
+    pub(crate) trigger: LevelTrigger,
+    device: Arc<dyn Resample>,
 }
 
 /// After the guest's EOI: the line goes up again while the port still has something to say.
@@ -100,13 +146,16 @@ impl Machine {
     /// Builds a machine in the order that KVM wants: memory, GIC with its addresses, vCPUs, GIC initialised, interrupts
     /// connected, guest loaded.
     fn build(config: &Config, kvm: &Kvm, mut kernel: Kernel, initrd: Option<Initrd>) -> Result<Self> {
+        let _span = tracing::info_span!("build").entered();
         let placement = boot::place(
             kernel.text_offset(),
             kernel.image_size(),
             initrd.as_ref().map_or(0, Initrd::len),
             config.memory,
         )?;
-        let vm_fd = Arc::new(create_vm(kvm, config)?);
+        let virtio::Opened { devices, keyboard } = virtio::open(config)?;
+        let (vm_fd, bits) = create_vm(kvm, config)?;
+        let vm_fd = Arc::new(vm_fd);
         let vm = Arc::new(KvmVm::new(Arc::clone(&vm_fd)));
         let host = |what: &str| Error::host(format!("cannot {what}"));
 
@@ -138,25 +187,60 @@ impl Machine {
             vcpus.iter().try_for_each(|vcpu| vcpu.init_pmu(ppi))?;
         }
 
-        let (serial, line) = serial_port(&vm, &gic)?;
-        let mut bus = Bus::new();
+        let lines = Lines::new(&vm, &gic)?;
+        let (serial, serial_level) = serial_port(&lines)?;
+        let (gpio, gpio_level) = power_button(&lines)?;
+        let mut bus = Bus::timed(config.metrics.is_some() || config.control.is_some());
         let frame = gic.v2m_frame().map_or(Ok(()), |frame| {
             let MmioRegion { base, size } = frame.region();
             bus.attach(&(base..base + size), Arc::new(MsiFrame::new(frame, Arc::clone(&vm) as _)))
         });
         let attached = frame
             .and_then(|()| bus.attach(&layout::SERIAL, Arc::clone(&serial) as _))
-            .and_then(|()| bus.attach(&layout::RTC, Arc::new(RealTimeClock::new())));
+            .and_then(|()| bus.attach(&layout::RTC, Arc::new(RealTimeClock::new())))
+            .and_then(|()| bus.attach(&layout::GPIO, Arc::clone(&gpio) as _));
         attached.map_err(|e| Error::failure("cannot lay out the devices").because(e))?;
 
+        let slots = DeviceSlots::new(
+            Arc::clone(&vm_fd),
+            u32::try_from(memory.memory().num_regions()).unwrap_or(u32::MAX),
+        );
+        let passthrough = Passthrough::new(memory.memory(), Arc::new(slots));
+        let platform = PlatformDevices::build(&config.platform, &passthrough, &lines, &mut bus)?;
+
+        let pci = config.wants_pci().then(|| -> Result<(PciHost, VfioDevices)> {
+            let mut pci = PciHost::new(config.memory.0, bits, &lines)?;
+            let connections = Connections {
+                memory: memory.memory(),
+                ioevents: Arc::clone(&vm) as _,
+                lines: &lines,
+                messages: !gic.layout().its_frames().is_empty() || gic.v2m_frame().is_some(),
+            };
+            pci.add_virtio(devices, &connections)?;
+            let vfio = VfioDevices::build(&config.vfio, &passthrough, &lines, &mut pci)?;
+            for _ in pci.slots().len()..config.pci_slots.into() {
+                pci.add_slot(&lines)?;
+            }
+            pci.attach(&mut bus)?;
+            Ok((pci, vfio))
+        });
+        let (pci, vfio) = pci.transpose()?.unzip();
+        let vfio = vfio.unwrap_or_default();
+
         let mpidrs = vcpus.iter().map(Vcpu::mpidr).collect::<Result<Vec<_>>>()?;
+        let pci_node = pci.as_ref().map(|pci| {
+            |fdt: &mut FdtWriter, phandles: &GicPhandles| pci.write_fdt(fdt, gic.layout(), phandles)
+        });
         let tree = fdt::Machine {
+            pci: pci_node.as_ref().map(|node| node as _),
             memory: config.memory.0,
             mpidrs: &mpidrs,
             cmdline: &config.cmdline,
             initrd: initrd.as_ref().map(|initrd| placement.initrd..placement.initrd + initrd.len()),
             gic: gic.layout(),
             serial: layout::serial_spi().map_err(|e| Error::failure("no serial interrupt").because(e))?,
+            gpio: layout::gpio_spi().map_err(|e| Error::failure("no power button interrupt").because(e))?,
+            platform: &platform.nodes(),
             pmu: if features.pmu { layout::pmu_ppi().ok() } else { None },
             seed: seed(),
         };
@@ -168,66 +252,132 @@ impl Machine {
         let parts = Parts {
             bus: Arc::new(bus),
             serial,
-            line,
+            keyboard,
+            gpio,
+            levels: vec![serial_level, gpio_level],
+            pci,
+            vfio,
+            platform,
+            passthrough,
+            lines,
             gic,
             features,
-            _memory: memory,
+            memory,
+            vm_fd: vm_fd.as_raw_fd(),
+            history: History::default(),
             returns: Arc::new(AtomicU64::new(0)),
             config: config.clone(),
+            started: Instant::now(),
         };
         Ok(Self { vcpus, parts })
     }
 
-    /// Runs the guest until something ends it. `unchecked` is an initial RAM disk that is still to be checked.
-    fn run(self, signals: Taken, unchecked: Option<PathBuf>) -> Result<Outcome> {
-        let Self { vcpus, parts } = self;
+    /// Runs the guest until something ends it. `unchecked` is an initial RAM disk that is still to be checked. Returns how it ended, and which
+    /// of the host's devices it has by then.
+    fn run(
+        self,
+        signals: Taken,
+        unchecked: Option<PathBuf>,
+        control: Option<&Control>,
+    ) -> Result<(Outcome, Vec<Vfio>)> {
+        let Self { vcpus, mut parts } = self;
+        let keyboard = parts.keyboard.take();
+        let parts = Arc::new(parts);
+        let pause = Arc::new(Pause::default());
         let verdict = Verdict::new()?;
-        let resample =
-            ResampleSubscriber::new(parts.line.resampler_for(Arc::clone(&parts.serial) as _), |trouble| {
-                tracing::error!("the serial port's interrupt: {trouble:?}");
-            });
         let mut events = EventManager::<Box<dyn MutEventSubscriber>>::new_with_capacity(8)
             .map_err(|e| Error::host("cannot make the event loop").because(e))?;
         let running = vcpus
             .into_iter()
             .map(|vcpu| {
                 let verdict = verdict.clone();
-                vcpu.spawn(Arc::clone(&parts.bus), Arc::clone(&parts.returns), move |ending| match ending {
+                let ended = move |ending| match ending {
                     Ending::PowerOff => verdict.set(Outcome::PowerOff),
                     Ending::Reset => verdict.set(Outcome::Reset),
                     Ending::Failed(e) => verdict.set(Outcome::Failed(e)),
                     Ending::Stopped => {}
-                })
+                };
+                let returns = Arc::clone(&parts.returns);
+                vcpu.spawn(Arc::clone(&parts.bus), returns, Arc::clone(&pause), ended)
             })
             .collect::<Result<Vec<_>>>();
-        let running = Running(running?);
+        let running = Arc::new(Running { vcpus: running?, pause });
         events.add_subscriber(Box::new(Wake(verdict.clone())));
-        events.add_subscriber(Box::new(Signals { taken: signals, verdict: verdict.clone() }));
-        events.add_subscriber(Box::new(resample));
-        events.add_subscriber(Box::new(Console::new(Arc::clone(&parts.serial), verdict.clone())));
+        let patience = Duration::from_secs(parts.config.patience.into());
+        let signals = Signals::new(signals, verdict.clone(), Arc::clone(&parts.gpio), patience)
+            .map_err(|e| Error::host("cannot wait for signals").because(e))?;
+        let power = signals.request();
+        events.add_subscriber(Box::new(signals));
+        for &Level { name, ref trigger, ref device } in &parts.levels {
+            let resampler = trigger.resampler_for(Arc::clone(device));
+            events.add_subscriber(Box::new(ResampleSubscriber::new(resampler, move |trouble| {
+                tracing::error!("the interrupt of the {name}: {trouble:?}");
+            })));
+        }
+        let keyboard = match keyboard {
+            Some(pipe) => Keyboard::Pipe(pipe),
+            None => Keyboard::Serial(Arc::clone(&parts.serial)),
+        };
+        events.add_subscriber(Box::new(Console::new(keyboard, verdict.clone())));
+        let hotplug = HotPlug::new(&parts, events.remote_endpoint(), verdict.clone());
+        if let Some(pci) = &parts.pci {
+            for assigned in parts.vfio.lock().iter_mut() {
+                for subscriber in assigned.subscribers(&verdict, pci.bridge())? {
+                    assigned.subscribers.push(events.add_subscriber(subscriber));
+                }
+            }
+        }
+        for subscriber in parts.pci.iter().flat_map(PciHost::resamplers) {
+            events.add_subscriber(Box::new(subscriber));
+        }
+        for subscriber in parts.platform.resamplers() {
+            events.add_subscriber(Box::new(subscriber));
+        }
         if let Some(path) = unchecked {
             check_beside_the_guest(path, verdict.clone());
         }
+        let attached = control.map(|control| {
+            control.attach(Box::new(Live {
+                parts: Arc::clone(&parts),
+                running: Arc::clone(&running),
+                hotplug: Arc::clone(&hotplug),
+                verdict: verdict.clone(),
+                power,
+            }))
+        });
         let outcome = event_loop(&mut events, &verdict, &parts.returns);
         if let Outcome::Signal(number) = outcome {
+            if let Some(control) = control {
+                control.remove_socket();
+            }
+            write_metrics_in_time(&parts);
             // Whoever sent it wants us gone, even if a vCPU is stuck in a write that nobody reads: nothing is waited for, and
             // the kernel takes everything back.
             terminal::restore();
             std::process::exit(i32::from(signals::exit_code(number)));
         }
+        // Nobody waits for the loop or for a vCPU any more; then nobody asks for anything, and then nothing changes.
+        drop(events);
+        running.pause.end();
+        drop(attached);
         drop(running);
+        hotplug.finish();
+        if let Some(path) = &parts.config.metrics {
+            parts.write_metrics(path);
+        }
         if parts.config.report {
             terminal::restore();
             // Whoever does not read it any more changes nothing about the run.
             let _ = write!(io::stderr(), "{}", parts.report());
         }
-        Ok(outcome)
+        Ok((outcome, parts.vfio.wanted()))
     }
 }
 
 /// Dispatches events until there is an outcome.
 ///
-/// When guest and loop have been quiet for a while, what start and boot took of the host's memory and nobody needs any more is given back, once.
+/// When guest and loop have been quiet for a while, what start and boot took of the host's memory and nobody needs any more is given back. A guest that takes long to
+/// boot may be quiet meanwhile: so that is done again after what it says later, a few times.
 fn event_loop(
     events: &mut EventManager<Box<dyn MutEventSubscriber>>,
     verdict: &Verdict,
@@ -235,7 +385,10 @@ fn event_loop(
 ) -> Outcome {
     /// Milliseconds without an event or an exit that count as quiet.
     const QUIET: i32 = 1000;
+    /// How often.
+    const TIMES: u32 = 4;
     let mut settled = false;
+    let mut times = 0;
     let mut seen = None;
     loop {
         if let Some(outcome) = verdict.take() {
@@ -247,40 +400,87 @@ fn event_loop(
                 if seen.replace(now) == Some(now) {
                     sys::give_back_startup_memory();
                     settled = true;
+                    times += 1;
                 }
             }
-            Ok(_) => {}
+            Ok(_) => settled = times >= TIMES,
             Err(e) => return Outcome::Failed(Error::failure("the event loop failed").because(e)),
         }
     }
 }
 
-/// All vCPUs of a running machine. Dropping it stops them together.
-struct Running(Vec<RunningVcpu>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // All are asked before the first is waited for.
-        self.0.iter().for_each(RunningVcpu::ask_to_stop);
+/// Writes the metrics of a machine that is ended from outside. What they are collected from may be in the hands of a vCPU that is stuck, and is then not waited
+/// for long.
+fn write_metrics_in_time(parts: &Arc<Parts>) {
+    const A_WHILE: Duration = Duration::from_secs(2);
+    let Some(path) = parts.config.metrics.clone() else { return };
+    let (done, written) = mpsc::channel();
+    let parts = Arc::clone(parts);
+    let write = move || {
+        parts.write_metrics(&path);
+        let _ = done.send(());
+    };
+    if thread::Builder::new().name("metrics".into()).spawn(write).is_ok()
+        && written.recv_timeout(A_WHILE).is_err()
+    {
+        tracing::warn!("the metrics are not written: a device is busy");
     }
 }
 
-/// Makes the serial port, and connects its line: SPI → irqfd with resamplefd → the route that the kernel made for that pin.
-fn serial_port(vm: &Arc<KvmVm>, gic: &InitializedVgic) -> Result<(Arc<SerialPort>, LevelTrigger)> {
-    let failed = || Error::failure("cannot connect the serial port's interrupt");
-    let spi = layout::serial_spi().map_err(|e| failed().because(e))?;
-    let router = Router::new(Arc::clone(vm) as _, &**vm, gic.ready(), &models::ARM_GIC)
-        .map_err(|e| failed().because(e))?;
-    let gsi = router.claim_spi(spi).map_err(|e| failed().because(e))?;
-    let wiring = Wiring::new(Arc::clone(vm) as _, router).map_err(|e| failed().because(e))?;
-    let trigger = LevelTrigger::new().map_err(|e| failed().because(e))?;
-    trigger.wire(&wiring, &Arc::new(gsi)).map_err(|e| failed().because(e))?;
+/// All vCPUs of a running machine. Dropping it stops them together.
+pub(crate) struct Running {
+    pub(crate) vcpus: Vec<RunningVcpu>,
+    pub(crate) pause: Arc<Pause>,
+}
+
+impl Running {
+    /// Holds all vCPUs still.
+    pub(crate) fn pause(&self) -> Result<()> {
+        /// A vCPU that writes to a console waits for whoever reads it.
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let kick = || self.vcpus.iter().for_each(RunningVcpu::kick);
+        self.pause.pause(kick, PATIENCE).map_err(|e| {
+            Error::failure("the guest cannot be paused")
+                .because(e)
+                .hint("read what it writes to its consoles")
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.pause.end();
+        // All are asked before the first is waited for.
+        self.vcpus.iter().for_each(RunningVcpu::ask_to_stop);
+    }
+}
+
+/// Makes the serial port, and connects its line.
+fn serial_port(lines: &Lines) -> Result<(Arc<SerialPort>, Level)> {
+    let name = "serial port";
+    let spi = layout::serial_spi().map_err(|e| Error::failure("no serial interrupt").because(e))?;
+    let trigger = lines.level(name, &lines.claim(name, spi)?)?;
     let port = SerialPort::new(trigger.line(), Box::new(Stdout(std::io::stdout())))
         .map_err(|e| Error::host("cannot create the serial port").because(e))?;
-    Ok((Arc::new(port), trigger))
+    let port = Arc::new(port);
+    Ok((Arc::clone(&port), Level { name, trigger, device: port }))
+}
+
+/// Makes the power button's GPIO controller, and connects its line.
+fn power_button(lines: &Lines) -> Result<(Arc<Gpio>, Level)> {
+    let name = "power button";
+    let spi = layout::gpio_spi().map_err(|e| Error::failure("no power button interrupt").because(e))?;
+    let trigger = lines.level(name, &lines.claim(name, spi)?)?;
+    let gpio = Arc::new(Gpio::new(trigger.line()));
+    Ok((Arc::clone(&gpio), Level { name, trigger, device: gpio }))
 }
 
 impl Parts {
+    /// What the balloon gave back may be somebody else's memory by the time that a device reaches for it.
+    pub(crate) fn balloon_allows_devices(&self) -> bool {
+        !self.config.devices.balloon
+    }
+
     fn report(&self) -> Report {
         Report {
             gic: *self.gic.config(),
@@ -288,9 +488,16 @@ impl Parts {
             memory: self.config.memory,
             features: self.features.names(),
             serial_line: self
-                .line
-                .state()
+                .levels
+                .first()
+                .and_then(|level| level.trigger.state().ok())
                 .map_or((0, 0), |state| (state.raised + state.raised_again, state.resampled)),
+            devices: self
+                .pci
+                .iter()
+                .flat_map(PciHost::report)
+                .chain(self.vfio.report(self.pci.as_ref().map(PciHost::bridge)))
+                .collect(),
             bus: self.bus.counts(),
             serial: self.serial.counts(),
             returns: self.returns.load(Ordering::Relaxed),

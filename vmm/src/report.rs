@@ -26,6 +26,8 @@ pub struct Report {
     pub serial: SerialCounts,
     /// Interrupts of the serial port: raised by us, and EOIs that came back.
     pub serial_line: (u64, u64),
+    /// A line for each device beyond those that every machine has.
+    pub devices: Vec<String>,
     /// How often `KVM_RUN` returned, over all vCPUs.
     pub returns: u64,
 }
@@ -51,6 +53,9 @@ impl fmt::Display for Report {
             "  serial port  {} bytes out, {} in; level interrupt raised {} times, {} EOIs came back",
             self.serial.sent, self.serial.received, self.serial_line.0, self.serial_line.1
         )?;
+        for device in &self.devices {
+            writeln!(f, "  device       {device}")?;
+        }
         writeln!(
             f,
             "  exits        KVM_RUN returned {} times: {} device reads, {} writes",

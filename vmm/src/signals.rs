@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Signals that end a run, and what the vCPUs decided, in the event loop.
+//! The signals that end a run, taken over; and what the vCPUs decided, in the event loop.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -12,15 +12,6 @@ use crate::sys;
 
 /// The signals that people and service managers send to end a program.
 const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
-
-/// Turns ending signals into an outcome.
-#[derive(Debug)]
-pub struct Signals {
-    /// Where they arrive.
-    pub taken: Taken,
-    /// What they turn into.
-    pub verdict: Verdict,
-}
 
 /// The ending signals, taken over: they do nothing by themselves any more, but wait to be read.
 #[derive(Debug, Clone)]
@@ -35,24 +26,20 @@ impl Taken {
         let fd = sys::signal_fd(&ENDING).map_err(|e| Error::failure("cannot take signals").because(e))?;
         Ok(Self(Arc::new(fd)))
     }
-}
 
-impl MutEventSubscriber for Signals {
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(e) = ops.add(Events::new(&*self.taken.0, EventSet::IN)) {
-            tracing::error!("signals cannot be taken: {e}");
-        }
+    /// Readable when one has arrived.
+    #[must_use]
+    pub fn fd(&self) -> &OwnedFd {
+        &self.0
     }
 
-    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
+    /// The number of the next one, if one has arrived.
+    #[must_use]
+    pub fn next(&self) -> Option<i32> {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
-        if let Ok(n) = rustix::io::read(&*self.taken.0, &mut info)
-            && n >= 4
-            // `ssi_signo` is the structure's first word.
-            && let Some(number) = info.first_chunk::<4>()
-        {
-            self.verdict.set(Outcome::Signal(i32::from_ne_bytes(*number)));
-        }
+        rustix::io::read(&*self.0, &mut info).ok()?;
+        // `ssi_signo` is the structure's first word; the kernel writes whole structures.
+        info.first_chunk().map(|number| i32::from_ne_bytes(*number)).filter(|&number| number > 0)
     }
 }
 

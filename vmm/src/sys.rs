@@ -2,13 +2,16 @@
 //! The one file of this crate with `unsafe` in it: system calls that no safe wrapper of ours has.
 #![allow(unsafe_code, reason = "system calls; each block has its argument")]
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{VcpuFd, VmFd};
+use vfio_passthrough::{GuestSlots, Slot, SlotMemory};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// A VM and the guest memory that its slots point into: the mappings live at least as long as the VM can reach them.
@@ -62,6 +65,87 @@ impl Drop for VmMemory {
             // An empty slot is how KVM deletes one. There is nobody to tell of a failure; the slot is then still backed by
             // address space that nobody maps, and guest accesses fault.
             let _ = self.set_slot(slot, region.start_addr().0, 0, 0);
+        }
+    }
+}
+
+/// The VM's memory slots beyond those of its memory, for parts of devices.
+#[derive(Debug)]
+pub(crate) struct DeviceSlots {
+    vm: Arc<VmFd>,
+    numbers: Arc<Mutex<SlotNumbers>>,
+}
+
+/// Which slots are free: those that were given back, and those that never were taken.
+#[derive(Debug)]
+struct SlotNumbers {
+    returned: BTreeSet<u32>,
+    next: u32,
+}
+
+/// A part of a device in a slot.
+struct DeviceSlot {
+    vm: Arc<VmFd>,
+    numbers: Arc<Mutex<SlotNumbers>>,
+    region: kvm_userspace_memory_region,
+    memory: Option<SlotMemory>,
+}
+
+impl DeviceSlots {
+    /// Slots after the first `taken` of a VM.
+    pub(crate) fn new(vm: Arc<VmFd>, taken: u32) -> Self {
+        let numbers = SlotNumbers { returned: BTreeSet::new(), next: taken };
+        Self { vm, numbers: Arc::new(Mutex::new(numbers)) }
+    }
+}
+
+impl SlotNumbers {
+    fn take(&mut self, vm: &VmFd) -> io::Result<u32> {
+        if let Some(number) = self.returned.pop_first() {
+            return Ok(number);
+        }
+        // KVM says how many there are; 32 is what the oldest kernels have (`Documentation/virt/kvm/api.rst`, section 4.35). It is asked
+        // here, since most machines have no device that comes here.
+        let end = u32::try_from(vm.check_extension_int(kvm_ioctls::Cap::NrMemslots)).unwrap_or(0).max(32);
+        if self.next >= end {
+            return Err(io::Error::other("the VM has no memory slot left"));
+        }
+        self.next += 1;
+        Ok(self.next - 1)
+    }
+}
+
+impl GuestSlots for DeviceSlots {
+    fn insert(&self, address: u64, memory: SlotMemory) -> io::Result<Slot> {
+        let slot = self.numbers.lock().unwrap_or_else(PoisonError::into_inner).take(&self.vm)?;
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: if memory.is_writable() { 0 } else { kvm_bindings::KVM_MEM_READONLY },
+            guest_phys_addr: address,
+            memory_size: memory.bytes(),
+            userspace_addr: memory.host_address(),
+        };
+        // SAFETY: the range is a whole mapping of `memory`, which the returned object keeps until it has emptied the slot.
+        let result = unsafe { self.vm.set_user_memory_region(region) };
+        if let Err(e) = result {
+            self.numbers.lock().unwrap_or_else(PoisonError::into_inner).returned.insert(slot);
+            return Err(io::Error::from_raw_os_error(e.errno()));
+        }
+        let numbers = Arc::clone(&self.numbers);
+        Ok(Box::new(DeviceSlot { vm: Arc::clone(&self.vm), numbers, region, memory: Some(memory) }))
+    }
+}
+
+impl Drop for DeviceSlot {
+    fn drop(&mut self) {
+        let empty = kvm_userspace_memory_region { memory_size: 0, ..self.region };
+        // SAFETY: a slot of no size points nowhere; KVM lets go of what it pointed at before it returns.
+        let result = unsafe { self.vm.set_user_memory_region(empty) };
+        if result.is_ok() {
+            self.numbers.lock().unwrap_or_else(PoisonError::into_inner).returned.insert(self.region.slot);
+        } else {
+            // The slot still points there: then what is there stays, for as long as the process.
+            std::mem::forget(self.memory.take());
         }
     }
 }
@@ -187,7 +271,7 @@ pub(crate) fn one_heap() {
     };
 }
 
-/// Gives back to the host what only the start needed: free heap, and the pages of this program's own code, which are read again from
+/// Gives back to the host what only the start needed: free heap, and the pages of this program's own code and constants, which are read again from
 /// the page cache as they are used. What stays is what a running guest needs, and a host pays for that once a guest.
 pub(crate) fn give_back_startup_memory() {
     #[cfg(target_env = "gnu")]
@@ -196,19 +280,75 @@ pub(crate) fn give_back_startup_memory() {
         libc::malloc_trim(0)
     };
 
-    unsafe extern "C" {
-        /// The program's first byte in memory; the linker defines it.
-        static __executable_start: u8;
-        /// The end of its code; the linker defines it.
-        static etext: u8;
+    let page = rustix::param::page_size();
+    for (start, end) in read_only_segments() {
+        let (start, end) = (start.next_multiple_of(page), end / page * page);
+        if start < end {
+            // SAFETY: the range is within a segment of this program that is mapped read-only from its file and that nothing has ever written to: the next
+            // access reads the same bytes again.
+            unsafe {
+                libc::madvise(std::ptr::without_provenance_mut(start), end - start, libc::MADV_DONTNEED)
+            };
+        }
     }
-    const GRANULE: usize = 64 << 10;
-    // Whole pages of any size the host may have.
-    let start = (&raw const __executable_start).addr().next_multiple_of(GRANULE);
-    let end = (&raw const etext).addr() & !(GRANULE - 1);
-    if start < end {
-        // SAFETY: the range is within this program's code, a private read-only mapping of its file that nothing has written to: the
-        // next access reads the same bytes again.
-        unsafe { libc::madvise(std::ptr::without_provenance_mut(start), end - start, libc::MADV_DONTNEED) };
+}
+
+/// Where this program's code and constants are in memory: the segments that are loaded without being writable (System V ABI, chapter 5). What the loader
+/// relocates, and protects afterwards, is in writable ones.
+fn read_only_segments() -> Vec<(usize, usize)> {
+    unsafe extern "C" {
+        /// The program's first byte in memory, which is that of its first segment; the linker defines it.
+        static __executable_start: u8;
+    }
+    const PT_LOAD: u32 = 1;
+    const PF_W: u32 = 2;
+    // SAFETY: reads the process's auxiliary vector.
+    let auxiliary = |entry| usize::try_from(unsafe { libc::getauxval(entry) }).unwrap_or_default();
+    let (table, count, size) =
+        (auxiliary(libc::AT_PHDR), auxiliary(libc::AT_PHNUM), auxiliary(libc::AT_PHENT));
+    if table == 0 || size != size_of::<libc::Elf64_Phdr>() {
+        return Vec::new();
+    }
+    let table = std::ptr::with_exposed_provenance::<libc::Elf64_Phdr>(table);
+    // SAFETY: the kernel says that the program's headers are there, so many of them, and they are never written to.
+    let headers = unsafe { std::slice::from_raw_parts(table, count) };
+    let loaded = || headers.iter().filter(|header| header.p_type == PT_LOAD);
+    let Some(first) = loaded().map(|header| header.p_vaddr).min() else { return Vec::new() };
+    let base = (&raw const __executable_start).addr() as u64;
+    let at =
+        |address: u64| usize::try_from(base.wrapping_add(address.wrapping_sub(first))).unwrap_or_default();
+    loaded()
+        .filter(|header| header.p_flags & PF_W == 0)
+        .map(|header| (at(header.p_vaddr), at(header.p_vaddr.wrapping_add(header.p_memsz))))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Long enough to have pages of its own.
+    static CONSTANTS: [u64; 4096] = {
+        let mut table = [0; 4096];
+        let mut n = 0;
+        while n < table.len() {
+            table[n] = (n * n) as u64;
+            n += 1;
+        }
+        table
+    };
+    static WRITTEN: Mutex<u64> = Mutex::new(7);
+
+    #[test]
+    fn code_and_constants_are_given_back_and_are_there_when_they_are_used() {
+        let segments = read_only_segments();
+        let given_back = |at: usize| segments.iter().any(|(start, end)| (*start..*end).contains(&at));
+        assert!(given_back((&raw const CONSTANTS).addr()));
+        assert!(given_back((give_back_startup_memory as fn() as *const ()).addr()));
+        assert!(!given_back((&raw const WRITTEN).addr()));
+        *WRITTEN.lock().unwrap() = 8;
+        give_back_startup_memory();
+        assert!(CONSTANTS.iter().enumerate().all(|(n, &square)| square == (n * n) as u64));
+        assert_eq!(*WRITTEN.lock().unwrap(), 8);
     }
 }

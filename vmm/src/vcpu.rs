@@ -9,15 +9,16 @@ use irq_types::Ppi;
 use kvm_bindings::{
     KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ,
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
-    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_REG_ARM_CORE, KVM_REG_ARM64, KVM_REG_ARM64_SYSREG,
-    KVM_REG_SIZE_U64, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
-    kvm_device_attr, kvm_regs, kvm_vcpu_init, user_pt_regs,
+    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_MP_STATE_STOPPED, KVM_REG_ARM_CORE, KVM_REG_ARM64,
+    KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
+    KVM_SYSTEM_EVENT_SHUTDOWN, kvm_device_attr, kvm_regs, kvm_vcpu_init, user_pt_regs,
 };
 use kvm_ioctls::{Cap, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::error::{Error, Result};
+use crate::pause::{Counter, Pause};
 use crate::sys::ImmediateExit;
 
 /// Optional parts of a CPU, each of which the guest gets when the host has it.
@@ -90,6 +91,16 @@ fn x0_register() -> u64 {
 
 /// `MPIDR_EL1` is system register op0 3, op1 0, CRn 0, CRm 0, op2 5.
 const MPIDR_EL1: u64 = KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG as u64 | (3 << 14) | 5;
+
+/// `KVM_REG_ARM_TIMER_CNT` of the kernel's `arch/arm64/include/uapi/asm/kvm.h`: op0 3, op1 3, CRn 14, CRm 3, op2 2.
+const TIMER_CNT: u64 = KVM_REG_ARM64
+    | KVM_REG_SIZE_U64
+    | KVM_REG_ARM64_SYSREG as u64
+    | (3 << 14)
+    | (3 << 11)
+    | (14 << 7)
+    | (3 << 3)
+    | 2;
 
 impl Vcpu {
     /// Makes vCPU `index`. All but the first are off until the guest turns them on through PSCI.
@@ -174,6 +185,7 @@ impl Vcpu {
         self,
         bus: Arc<Bus>,
         returns: Arc<AtomicU64>,
+        pause: Arc<Pause>,
         ended: impl FnOnce(Ending) + Send + 'static,
     ) -> Result<RunningVcpu> {
         let index = self.index;
@@ -181,19 +193,70 @@ impl Vcpu {
         let immediate_exit =
             Arc::new(ImmediateExit::new(&self.fd).map_err(|e| failed("map the run page of").because(e))?);
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let off = Arc::new(AtomicBool::new(false));
+        let requests = Requests {
+            immediate_exit: Arc::clone(&immediate_exit),
+            stop: Arc::clone(&stop),
+            pause,
+            off: Arc::clone(&off),
+        };
+        // Before it runs, so that nobody overlooks it.
+        requests.pause.enter();
+        let not_started = Arc::clone(&requests.pause);
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
             // The loop needs little, and what is reserved counts against the process's limit for each vCPU.
             .stack_size(128 << 10)
-            .spawn(move || ended(run(self.fd, index, &bus, &returns, &stopped)))
-            .map_err(|e| failed("start a thread for").because(e))?;
-        Ok(RunningVcpu { immediate_exit, stop, thread: Some(thread) })
+            .spawn(move || {
+                // Once for all that the thread says: none of it is on the way of an interrupt.
+                let _span = tracing::info_span!("vcpu", index).entered();
+                let ending = run(self.fd, index, &bus, &returns, &requests);
+                requests.pause.leave();
+                ended(ending);
+            })
+            .map_err(|e| {
+                not_started.leave();
+                failed("start a thread for").because(e)
+            })?;
+        Ok(RunningVcpu { immediate_exit, stop, off, thread: Some(thread) })
+    }
+}
+
+/// What may be wanted of a vCPU's thread between two runs.
+struct Requests {
+    immediate_exit: Arc<ImmediateExit>,
+    stop: Arc<AtomicBool>,
+    pause: Arc<Pause>,
+    /// Whether the guest had it off when it was last paused.
+    off: Arc<AtomicBool>,
+}
+
+impl Requests {
+    /// The vCPU has left the guest for them. Whoever asks for something after this makes it leave again; what was asked for before is seen now.
+    fn heard(&self) {
+        self.immediate_exit.set(false);
+    }
+}
+
+/// The virtual counter as the kernel's interface has it: setting it through one vCPU sets the VM's offset (`arch/arm64/kvm/arch_timer.c`).
+struct VirtualCounter<'a>(&'a VcpuFd);
+
+impl Counter for VirtualCounter<'_> {
+    fn read(&self) -> Option<u64> {
+        let mut bytes = [0; 8];
+        self.0.get_one_reg(TIMER_CNT, &mut bytes).ok()?;
+        Some(u64::from_le_bytes(bytes))
+    }
+
+    fn write(&self, value: u64) {
+        if let Err(e) = self.0.set_one_reg(TIMER_CNT, &value.to_le_bytes()) {
+            tracing::warn!("the guest's clock has gone on during the pause: {e}");
+        }
     }
 }
 
 /// The life of a vCPU thread.
-fn run(mut fd: VcpuFd, index: u32, bus: &Bus, returns: &AtomicU64, stop: &AtomicBool) -> Ending {
+fn run(mut fd: VcpuFd, index: u32, bus: &Bus, returns: &AtomicU64, requests: &Requests) -> Ending {
     loop {
         let exit = fd.run();
         returns.fetch_add(1, Ordering::Relaxed);
@@ -208,7 +271,7 @@ fn run(mut fd: VcpuFd, index: u32, bus: &Bus, returns: &AtomicU64, stop: &Atomic
             Ok(VcpuExit::SystemEvent(kind, _)) => {
                 return Ending::Failed(unhandled(index, &fd, &format!("system event {kind}")));
             }
-            Ok(VcpuExit::Intr) => {}
+            Ok(VcpuExit::Intr) => requests.heard(),
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
                 return Ending::Failed(unhandled(
                     index,
@@ -220,7 +283,7 @@ fn run(mut fd: VcpuFd, index: u32, bus: &Bus, returns: &AtomicU64, stop: &Atomic
                 let what = format!("{other:?}");
                 return Ending::Failed(unhandled(index, &fd, &what));
             }
-            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => requests.heard(),
             // A load or store that the CPU did not describe to the kernel (`api.rst`, KVM_EXIT_ARM_NISV).
             Err(e) if e.errno() == libc::ENOSYS => {
                 return Ending::Failed(unhandled(
@@ -233,7 +296,12 @@ fn run(mut fd: VcpuFd, index: u32, bus: &Bus, returns: &AtomicU64, stop: &Atomic
                 return Ending::Failed(Error::failure(format!("vCPU {index} cannot run")).because(e));
             }
         }
-        if stop.load(Ordering::Acquire) {
+        if requests.pause.is_asked() {
+            let off = fd.get_mp_state().is_ok_and(|state| state.mp_state == KVM_MP_STATE_STOPPED);
+            requests.off.store(off, Ordering::SeqCst);
+            requests.pause.hold(&VirtualCounter(&fd));
+        }
+        if requests.stop.load(Ordering::SeqCst) {
             return Ending::Stopped;
         }
     }
@@ -254,6 +322,7 @@ fn unhandled(index: u32, fd: &VcpuFd, what: &str) -> Error {
 pub struct RunningVcpu {
     immediate_exit: Arc<ImmediateExit>,
     stop: Arc<AtomicBool>,
+    off: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -276,7 +345,18 @@ pub fn register_kick() -> Result<()> {
 impl RunningVcpu {
     /// Asks the vCPU to stop, without waiting for it: all of a VM's are asked before the first is waited for.
     pub fn ask_to_stop(&self) {
-        self.stop.store(true, Ordering::Release);
+        self.stop.store(true, Ordering::SeqCst);
+        self.kick();
+    }
+
+    /// Whether the guest had the vCPU on when the machine was last paused.
+    #[must_use]
+    pub fn was_on(&self) -> bool {
+        !self.off.load(Ordering::SeqCst)
+    }
+
+    /// Makes the vCPU leave the guest and look what is wanted of it.
+    pub fn kick(&self) {
         // The flag catches a vCPU on its way into the guest, the signal one that is there.
         self.immediate_exit.set(true);
         if let Some(thread) = self.thread.as_ref().filter(|thread| !thread.is_finished()) {

@@ -289,8 +289,9 @@ fn options_that_do_not_exist_bring_a_suggestion() {
     ] {
         refused(&with_kernel(&scratch, &words), &[suggestion, "--help"]);
     }
-    refused(&["rnu".into()], &["'rnu'", "doorbell run"]);
-    refused(&[], &["--help"]);
+    refused(&["rnu".into()], &["'rnu'", "'run'", "--help"]);
+    refused(&["vfio".into(), "lsit".into()], &["'list'", "doorbell vfio --help"]);
+    refused(&[], &["run", "--help"]);
     refused(&[OsString::from("")], &["--help"]);
 }
 

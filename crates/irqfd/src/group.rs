@@ -128,6 +128,18 @@ impl VectorGroup {
         })
     }
 
+    /// The guest allows the device's first `count` vectors (MSI's multiple message enable). Those beyond hold their signals. A new group, and one that
+    /// was [reset](Self::reset), allows all.
+    ///
+    /// # Errors
+    /// As [`mask`](Self::mask) and [`unmask`](Self::unmask), the first one that occurred.
+    pub fn set_allowed(&self, count: usize) -> Result<(), Error> {
+        self.update(|changes| {
+            changes.set_allowed(count);
+            Ok(())
+        })
+    }
+
     /// The device has got another number: the guest has renumbered its bus. The routes carry the new one from now on.
     ///
     /// # Errors
@@ -272,7 +284,21 @@ impl Changes<'_> {
     pub fn set_enabled(&mut self, enabled: bool) {
         self.vectors.set_enabled(enabled);
         self.asked.extend(0..self.vectors.len());
-        self.disabled = !enabled;
+        self.disabled |= !enabled;
+    }
+
+    /// As [`VectorGroup::set_allowed`].
+    pub fn set_allowed(&mut self, count: usize) {
+        self.vectors.set_allowed(count);
+        self.asked.extend(0..self.vectors.len());
+    }
+
+    /// As [`VectorGroup::reset`]. A vector that cannot be disarmed holds its signals, and is tried again.
+    pub fn reset(&mut self) {
+        // Noted with the vector, and so part of the update's outcome.
+        let _ = self.vectors.reset();
+        self.asked.extend(0..self.vectors.len());
+        self.disabled = true;
     }
 
     /// As [`VectorGroup::set_device_id`].

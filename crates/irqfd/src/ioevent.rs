@@ -9,6 +9,52 @@ use irqchip::{IoAddress, IoeventBinder, IoeventSpec};
 use crate::Error;
 use crate::eventfd::Eventfd;
 
+/// An eventfd for guests' writes to signal, wherever these are at the moment: the notification of a virtio queue, whose register moves with its BAR.
+///
+/// It exists before there is an address, and stays the same when the address changes. Clones are the same doorbell.
+#[derive(Debug, Clone)]
+pub struct Doorbell(Arc<Eventfd>);
+
+impl Doorbell {
+    /// A doorbell that nothing leads to yet.
+    ///
+    /// # Errors
+    /// [`Error::Eventfd`] when the process has no descriptor left.
+    pub fn new() -> Result<Self, Error> {
+        Eventfd::new().map(|event| Self(Arc::new(event)))
+    }
+
+    /// From now on, and until what is returned is dropped, a write that fits `spec` rings it. There may be several.
+    ///
+    /// # Errors
+    /// As [`IoEvent::new`] and [`IoEvent::with_datamatch`].
+    pub fn at(&self, binder: Arc<dyn IoeventBinder>, spec: IoeventSpec) -> Result<IoEvent, Error> {
+        IoEvent::bind(binder, self.0.clone(), spec)
+    }
+
+    /// Rings it by hand: for a write that came as an exit after all.
+    ///
+    /// # Errors
+    /// [`Error::Eventfd`].
+    pub fn ring(&self) -> Result<(), Error> {
+        self.0.signal()
+    }
+
+    /// How often it was rung since the last call, 0 if not. Does not block.
+    ///
+    /// # Errors
+    /// [`Error::Eventfd`].
+    pub fn take(&self) -> Result<u64, Error> {
+        self.0.take()
+    }
+}
+
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// A doorbell in the other direction: an eventfd that a guest's write signals, without an exit to userspace (`KVM_IOEVENTFD`).
 ///
 /// The write goes nowhere else while this exists. Dropping it gives the address back to whoever handles exits.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use gsi_routing::GsiHandle;
@@ -45,14 +45,21 @@ pub struct LevelTrigger {
     irqfd: Mutex<Option<Irqfd>>,
 }
 
+/// The device's end is high.
+const HIGH: u8 = 1;
+/// Somebody else has the eventfds.
+const HANDED_OVER: u8 = 2;
+
 #[derive(Debug)]
 struct LevelCore {
     event: Arc<Eventfd>,
     resample: Eventfd,
-    /// The device's end is high.
-    high: AtomicBool,
+    /// [`HIGH`] and [`HANDED_OVER`], in one: an end that is somebody else's never goes high here, whoever is just raising it.
+    end: AtomicU8,
     wired: AtomicBool,
-    handed_over: AtomicBool,
+    /// Held while an EOI is looked at, so that handing over waits for it: it would take the new owner's first EOI, or raise a line that is
+    /// no longer ours.
+    resampling: Mutex<()>,
     raised: AtomicU64,
     resampled: AtomicU64,
     raised_again: AtomicU64,
@@ -102,9 +109,9 @@ impl LevelTrigger {
         let core = LevelCore {
             event: Arc::new(Eventfd::new()?),
             resample: Eventfd::new()?,
-            high: AtomicBool::new(false),
+            end: AtomicU8::new(0),
             wired: AtomicBool::new(false),
-            handed_over: AtomicBool::new(false),
+            resampling: Mutex::new(()),
             raised: AtomicU64::new(0),
             resampled: AtomicU64::new(0),
             raised_again: AtomicU64::new(0),
@@ -144,7 +151,7 @@ impl LevelTrigger {
         disarm(&mut irqfd)?;
         self.core.wired.store(false, Ordering::SeqCst);
         // An EOI from before is nobody's business any more, and a device that is high is to be heard of when it is wired again.
-        if !self.core.handed_over.load(Ordering::SeqCst) {
+        if !self.core.is(HANDED_OVER) {
             self.core.resample.take()?;
             self.core.raise_if_high()?;
         }
@@ -183,17 +190,18 @@ impl LevelTrigger {
     /// userspace. From now on this trigger only keeps the irqfd armed: the device's end answers [`Error::HandedOver`], and resamplers leave
     /// the resample eventfd alone. The end must be low, or it would stay up with nobody to lower it: it is taken low here.
     ///
-    /// The order that loses no interrupt is the new owner's to keep: mask the device, wire, hand over, unmask.
+    /// The order that loses no interrupt is the new owner's to keep: mask the device, wire, hand over, unmask. A [`Resampler`] that is running is
+    /// waited for, so this is not for a [`Resample`] to call.
     pub fn hand_over(&self) -> LevelFds<'_> {
-        self.core.handed_over.store(true, Ordering::SeqCst);
-        self.core.high.store(false, Ordering::SeqCst);
+        let _no_eoi_is_looked_at = lock(&self.core.resampling);
+        self.core.end.store(HANDED_OVER, Ordering::SeqCst);
         self.fds()
     }
 
     /// The eventfds are ours again, after [`hand_over`](Self::hand_over): resamplers work again, and should be run once, since an EOI may have
     /// come between.
     pub fn take_back(&self) {
-        self.core.handed_over.store(false, Ordering::SeqCst);
+        self.core.end.fetch_and(!HANDED_OVER, Ordering::SeqCst);
     }
 
     /// How it is doing.
@@ -206,8 +214,8 @@ impl LevelTrigger {
             eventfd: core.event.number(),
             resamplefd: core.resample.number(),
             gsi: wired_to(lock(&self.irqfd).as_ref()),
-            high: core.high.load(Ordering::SeqCst),
-            handed_over: core.handed_over.load(Ordering::SeqCst),
+            high: core.is(HIGH),
+            handed_over: core.is(HANDED_OVER),
             resample_due: core.resample.is_signalled()?,
             raised: core.raised.load(Ordering::Relaxed),
             resampled: core.resampled.load(Ordering::Relaxed),
@@ -217,17 +225,30 @@ impl LevelTrigger {
 }
 
 impl LevelCore {
+    fn is(&self, bit: u8) -> bool {
+        self.end.load(Ordering::SeqCst) & bit != 0
+    }
+
+    /// Takes the device's end down; whether it was up.
+    fn go_low(&self) -> bool {
+        self.end.fetch_and(!HIGH, Ordering::SeqCst) & HIGH != 0
+    }
+
     fn raise_if_high(&self) -> Result<(), Error> {
-        if self.high.load(Ordering::SeqCst) { self.event.signal() } else { Ok(()) }
+        if self.is(HIGH) { self.event.signal() } else { Ok(()) }
     }
 
     /// Takes the device's end up and raises the line, unless it was up: then it is raised, or a resampler is about to look at it.
     fn go_high(&self, count: &AtomicU64) -> Result<(), Error> {
-        if self.high.swap(true, Ordering::SeqCst) {
+        let up = |end| (end & HANDED_OVER == 0).then_some(end | HIGH);
+        let before = self.end.fetch_update(Ordering::SeqCst, Ordering::SeqCst, up);
+        if before.map_err(|_| Error::HandedOver)? & HIGH != 0 {
             return Ok(());
         }
         // Back down, so that the next attempt does not believe that this one succeeded.
-        self.event.signal().inspect_err(|_| self.high.store(false, Ordering::SeqCst))?;
+        self.event.signal().inspect_err(|_| {
+            self.go_low();
+        })?;
         count.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -235,13 +256,13 @@ impl LevelCore {
 
 impl LevelLine for LevelCore {
     fn set_level(&self, high: bool) -> Result<(), Error> {
-        if self.handed_over.load(Ordering::SeqCst) {
-            return Err(Error::HandedOver);
-        }
         if high {
             return self.go_high(&self.raised);
         }
-        if self.high.swap(false, Ordering::SeqCst) && !self.wired.load(Ordering::SeqCst) {
+        if self.is(HANDED_OVER) {
+            return Err(Error::HandedOver);
+        }
+        if self.go_low() && !self.wired.load(Ordering::SeqCst) {
             // Nobody has seen it yet, so nobody need. If it is being wired at this moment, the guest may see it once.
             self.event.take()?;
             // What was taken may have been another thread's assertion that came after the look.
@@ -275,14 +296,15 @@ impl Resampler {
     /// [`Error::Eventfd`].
     pub fn run(&self) -> Result<bool, Error> {
         let core = &self.core;
+        let _hand_over_waits = lock(&core.resampling);
         // Take first, look then: an EOI that comes in between makes the eventfd readable again.
-        if core.handed_over.load(Ordering::SeqCst) || core.resample.take()? == 0 {
+        if core.is(HANDED_OVER) || core.resample.take()? == 0 {
             return Ok(false);
         }
         core.resampled.fetch_add(1, Ordering::Relaxed);
         match &self.device {
             None => {
-                if core.high.load(Ordering::SeqCst) {
+                if core.is(HIGH) {
                     core.event.signal()?;
                     core.raised_again.fetch_add(1, Ordering::Relaxed);
                 }
@@ -290,7 +312,7 @@ impl Resampler {
             Some(device) => {
                 // Down first, as the kernel has taken the line. What the device asserts from here on then goes up by itself, whether or
                 // not its answer accounts for it.
-                core.high.store(false, Ordering::SeqCst);
+                core.go_low();
                 if device.resampled() {
                     core.go_high(&core.raised_again)?;
                 }
@@ -302,7 +324,7 @@ impl Resampler {
     /// Whether the eventfds are handed over, so that there is nothing to run.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.core.handed_over.load(Ordering::SeqCst)
+        self.core.is(HANDED_OVER)
     }
 }
 

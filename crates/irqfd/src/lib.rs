@@ -32,6 +32,8 @@ mod inject;
 mod ioevent;
 mod level;
 mod lock;
+#[cfg(feature = "pci")]
+mod pci;
 mod settle;
 mod vector;
 mod wires;
@@ -43,7 +45,7 @@ pub use edge::{EdgeState, EdgeTrigger};
 pub use error::{Error, EventfdAction};
 pub use group::{Changes, VectorGroup};
 pub use inject::{InjectedLine, MsiSender};
-pub use ioevent::IoEvent;
+pub use ioevent::{Doorbell, IoEvent};
 pub use level::{LevelFds, LevelState, LevelTrigger, Resample, Resampler};
 pub use vector::{InterruptVector, Obstacle, VectorCounts, VectorState};
 pub use wires::{EdgeLine, LevelLine, MsiVector};

@@ -80,6 +80,8 @@ pub(crate) struct Vectors {
     budget: Option<Budget>,
     enabled: bool,
     function_masked: bool,
+    /// How many vectors, from the first one on, may reach the guest.
+    allowed: usize,
     slots: Vec<Slot>,
     /// Those to be looked at by the next [`settle`](Self::settle).
     unsettled: BTreeSet<usize>,
@@ -95,6 +97,7 @@ impl Vectors {
             budget,
             enabled: true,
             function_masked: false,
+            allowed: usize::MAX,
             slots: (0..count).map(|_| Slot::new()).collect(),
             unsettled: BTreeSet::new(),
             unrouted: BTreeSet::new(),
@@ -151,6 +154,12 @@ impl Vectors {
         }
     }
 
+    pub(crate) fn set_allowed(&mut self, allowed: usize) {
+        if std::mem::replace(&mut self.allowed, allowed) != allowed {
+            self.unsettle_all();
+        }
+    }
+
     pub(crate) fn set_sender(&mut self, sender: DeviceId) {
         if std::mem::replace(&mut self.sender, sender) != sender {
             let programmed = (0..).zip(&self.slots).filter(|(_, slot)| slot.message.is_some());
@@ -175,15 +184,19 @@ impl Vectors {
     // What the kernel is told.
 
     /// Whether signals of a slot are to reach the guest.
-    fn is_live(&self, slot: &Slot) -> bool {
-        self.enabled && !self.function_masked && !slot.masked && slot.message.is_some()
+    fn is_live(&self, index: usize, slot: &Slot) -> bool {
+        self.enabled
+            && !self.function_masked
+            && index < self.allowed
+            && !slot.masked
+            && slot.message.is_some()
     }
 
     /// Brings the kernel in line with the guest's wishes: disarm → commit → arm. One commit at most. What failed is noted with its vector
     /// and stays unsettled.
     pub(crate) fn settle(&mut self) {
         let (live, quiet): (Vec<usize>, Vec<usize>) =
-            std::mem::take(&mut self.unsettled).into_iter().partition(|&i| self.is_live(&self.slots[i]));
+            std::mem::take(&mut self.unsettled).into_iter().partition(|&i| self.is_live(i, &self.slots[i]));
         for index in quiet {
             let result = self.quieten(index);
             self.note(index, result);
@@ -325,7 +338,7 @@ impl Vectors {
     /// Takes the route of a vector that holds its signals anyway. Whether there was one.
     fn evict(&mut self) -> bool {
         for index in (0..self.slots.len()).rev() {
-            let idle = !self.is_live(&self.slots[index]) && self.slots[index].installed.is_some();
+            let idle = !self.is_live(index, &self.slots[index]) && self.slots[index].installed.is_some();
             if idle && self.slots[index].give_up_route().is_ok() {
                 if self.slots[index].message.is_some() {
                     self.unrouted.insert(index);
@@ -348,7 +361,7 @@ impl Vectors {
 
     /// Lets somebody else signal a vector's eventfd.
     pub(crate) fn share_eventfd(&mut self, index: usize, core: &Arc<VectorCore>) -> Result<(), Error> {
-        let live = self.slots.get(index).is_some_and(|slot| self.is_live(slot));
+        let live = self.slots.get(index).is_some_and(|slot| self.is_live(index, slot));
         let slot =
             self.slots.get_mut(index).filter(|slot| Arc::ptr_eq(&slot.core, core)).ok_or(Error::Gone)?;
         let event = core.make_event()?;
@@ -380,6 +393,7 @@ impl Vectors {
     /// As after a reset of the device: all masked, nothing programmed, nothing pending.
     pub(crate) fn reset(&mut self) -> Result<(), Error> {
         self.function_masked = false;
+        self.allowed = usize::MAX;
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             slot.masked = true;
@@ -411,16 +425,18 @@ impl Vectors {
             armed: wired_to(slot.irqfd.as_ref()).is_some(),
             masked: slot.masked,
             pending: slot.core.pending()?,
-            obstacle: self.obstacle(slot),
+            obstacle: self.obstacle(index, slot),
             counts: slot.core.counts(),
         })
     }
 
-    fn obstacle(&self, slot: &Slot) -> Option<Obstacle> {
+    fn obstacle(&self, index: usize, slot: &Slot) -> Option<Obstacle> {
         if !self.enabled {
             Some(Obstacle::Disabled)
         } else if self.function_masked {
             Some(Obstacle::FunctionMasked)
+        } else if index >= self.allowed {
+            Some(Obstacle::NotAllowed)
         } else if slot.masked {
             Some(Obstacle::Masked)
         } else if slot.message.is_none() {

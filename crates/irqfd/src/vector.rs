@@ -190,6 +190,8 @@ pub enum Obstacle {
     Disabled,
     /// The guest has masked the whole function.
     FunctionMasked,
+    /// The guest allows the device fewer vectors (MSI).
+    NotAllowed,
     /// The guest has masked the vector.
     Masked,
     /// The guest has not written a message yet.
@@ -203,6 +205,7 @@ impl fmt::Display for Obstacle {
         match self {
             Self::Disabled => f.write_str("the capability is disabled"),
             Self::FunctionMasked => f.write_str("the function is masked"),
+            Self::NotAllowed => f.write_str("the guest allows fewer vectors"),
             Self::Masked => f.write_str("the vector is masked"),
             Self::NotProgrammed => f.write_str("the guest has written no message"),
             Self::Failed(error) => {

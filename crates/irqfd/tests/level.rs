@@ -6,8 +6,10 @@
 mod common;
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use common::{DISK, Rig, costs, interrupt, message};
 use gsi_routing::{Target, Targets};
@@ -283,6 +285,46 @@ fn what_is_handed_over_is_not_touched_here_until_it_is_taken_back() {
     assert!(!rig.vm.line_is_high(spi), "the device's end was taken low");
     line.assert().unwrap();
     assert!(rig.vm.line_is_high(spi));
+}
+
+/// A device that is slow to answer: somebody hands its line over while it is asked.
+struct HandedOverMeanwhile {
+    asked: mpsc::SyncSender<()>,
+    handed_over: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Resample for HandedOverMeanwhile {
+    fn resampled(&self) -> bool {
+        self.asked.send(()).unwrap();
+        // Handing over waits for the answer, so this comes to nothing, but for how long it is given the chance.
+        let _ = self.handed_over.lock().unwrap().recv_timeout(Duration::from_millis(200));
+        true
+    }
+}
+
+#[test]
+fn a_line_that_is_handed_over_while_its_device_is_asked_is_low_when_it_is_taken_back() {
+    let rig = Rig::arm();
+    let (trigger, spi) = rig.level(3);
+    let (asked, is_asked) = mpsc::sync_channel(1);
+    let (done, is_done) = mpsc::sync_channel(1);
+    let device = Arc::new(HandedOverMeanwhile { asked, handed_over: Mutex::new(is_done) });
+    let resampler = trigger.resampler_for(device);
+    trigger.line().assert().unwrap();
+    assert!(guest_handles_one(&rig));
+    thread::scope(|scope| {
+        scope.spawn(|| resampler.run().unwrap());
+        is_asked.recv().unwrap();
+        trigger.hand_over();
+        done.send(()).unwrap();
+    });
+    assert!(!trigger.state().unwrap().high);
+    // What the answer raised is taken, and its EOI.
+    while guest_handles_one(&rig) {}
+    drain(trigger.fds().resample).unwrap();
+    trigger.take_back();
+    trigger.line().assert().unwrap();
+    assert!(rig.vm.line_is_high(spi), "the first assertion after is not taken for an old one");
 }
 
 #[test]

@@ -74,6 +74,16 @@ impl InitializedVgic {
         Some(its.get_attr(arm::its_reg(offset), AttrValue::U64(0)).map(as_u64))
     }
 
+    /// Has the kernel write the mappings of the ITS with this index into the guest's memory, where the guest's `GITS_BASER<n>` say. `None` if there is no
+    /// such ITS.
+    ///
+    /// # Errors
+    /// When the kernel refuses: `EBUSY` while a vCPU runs, `EACCES` if a GICv4 delivers some of them, `EFAULT` if a table is not in memory.
+    pub fn save_its_tables(&self, index: usize) -> Option<Result<(), Error>> {
+        let its = self.its.get(index)?;
+        Some(its.set_attr(arm::CTRL_ITS_SAVE_TABLES, AttrValue::None))
+    }
+
     /// Which device the kernel has.
     #[must_use]
     pub fn device_kind(&self) -> DeviceKind {

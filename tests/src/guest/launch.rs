@@ -97,6 +97,12 @@ impl<'a> Guest<'a> {
         Self { memory: "512M".to_owned(), ..Self::linux(host) }.kernel(&host.debian_kernel)
     }
 
+    /// Debian's kernel, with an initial RAM disk that leads to a root file system on a disk.
+    #[must_use]
+    pub fn disk(host: &'a Host, initrd: &Path) -> Self {
+        Self { memory: "512M".to_owned(), ..Self::new(host, &host.debian_kernel, Some(initrd)) }
+    }
+
     /// The tests' kernel and a first process that powers off at once.
     #[must_use]
     pub fn bench(host: &'a Host) -> Self {
@@ -171,6 +177,14 @@ impl<'a> Guest<'a> {
     pub fn file(mut self, path: &str, contents: impl AsRef<[u8]>) -> Self {
         self.files.push((path.to_owned(), contents.as_ref().to_vec()));
         self
+    }
+
+    /// A program for the guest, which it then has as `/bin/inside`: `env!("CARGO_BIN_EXE_inside")` in a test.
+    #[must_use]
+    pub fn inside(mut self, program: &str) -> Self {
+        self.memory = "256M".to_owned();
+        let contents = fs::read(program).unwrap();
+        self.file("bin/inside", contents)
     }
 
     /// Another standard input.
@@ -258,6 +272,37 @@ pub fn doorbell(host: &Host, args: &[&OsStr]) -> Finished {
     let mut words: Vec<OsString> = vec![host.doorbell.clone().into()];
     words.extend(args.iter().map(|&arg| arg.to_owned()));
     launch(&words, &Input::NULL, None, None, LIMIT, Scratch::new()).wait()
+}
+
+/// Runs `doorbell` with these words, which is to succeed and to say nothing on standard error. What it prints.
+///
+/// # Panics
+/// If it does not.
+pub fn done(host: &Host, words: &[&str]) -> String {
+    let end = doorbell(host, &words.iter().map(OsStr::new).collect::<Vec<_>>());
+    end.assert_status(0);
+    assert_eq!(end.errors(), "", "{words:?}");
+    end.text()
+}
+
+/// Runs `doorbell` with these words, which is to be refused: with this exit status, and in one line that has all these parts.
+///
+/// # Panics
+/// If it is not.
+pub fn refused(host: &Host, words: &[&str], status: i32, parts: &[&str]) {
+    let end = doorbell(host, &words.iter().map(OsStr::new).collect::<Vec<_>>());
+    end.assert_status(status);
+    let line = end.error_line();
+    for part in parts {
+        assert!(line.contains(part), "{words:?}: '{part}' is missing in: {line}");
+    }
+}
+
+/// Runs any program that ends by itself, as another user if one is given.
+#[must_use]
+pub fn command(words: &[&str], user: Option<u32>) -> Finished {
+    let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+    launch(&words, &Input::NULL, None, user, LIMIT, Scratch::new()).wait()
 }
 
 fn launch(

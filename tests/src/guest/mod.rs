@@ -18,19 +18,27 @@
 //! processes and VMs are a failed test.
 
 mod archive;
+mod every_device;
 mod host;
 mod launch;
+mod passthrough;
 mod running;
 mod scratch;
+mod tap;
 mod terminal;
 mod tiny;
+mod told;
 
+pub use every_device::{Carrier, EveryDevice};
 pub use host::{Gic, Host};
-pub use launch::{Guest, Input, doorbell};
+pub use launch::{Guest, Input, command, done, doorbell, refused};
+pub use passthrough::{Bound, driver};
 pub use running::{Finished, Running};
 pub use scratch::Scratch;
+pub use tap::Tap;
 pub use terminal::{Settings, Terminal};
 pub use tiny::Tiny;
+pub use told::{State, Told};
 
 /// The name of the function that this is called in, as the test harness shows it.
 #[macro_export]

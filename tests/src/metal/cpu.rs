@@ -57,6 +57,22 @@ pub enum Command {
     Serve,
     /// Switches the machine off.
     PowerOff,
+    /// Has an edu device that is passed through interrupt this CPU: in each round once from here and `again` times from the handler, before it ends the
+    /// interrupt; the next round when all of one have been counted.
+    Raise {
+        /// What its interrupt is here.
+        intid: Intid,
+        /// Where its registers are.
+        registers: u64,
+        /// How often from here.
+        rounds: u64,
+        /// How often from the handler after each of these.
+        again: u64,
+    },
+    /// Writes 64 bits to a register.
+    Write(u64, u64),
+    /// Reads 32 bits of a register.
+    Read(u64),
 }
 
 impl Command {
@@ -81,6 +97,11 @@ impl Command {
                 (12, &[device.get().into(), event.get().into(), lpi.get().into(), enabled.into()])
             }
             Self::PowerOff => (13, &[]),
+            Self::Raise { intid, registers, rounds, again } => {
+                (14, &[intid.get().into(), registers, rounds, again])
+            }
+            Self::Write(address, value) => (15, &[address, value]),
+            Self::Read(address) => (16, &[address]),
         };
         (code, arguments.to_vec())
     }

@@ -10,10 +10,11 @@ use irqfd::Wiring;
 use kvm_ioctls::Kvm;
 use kvm_irqchip::KvmVm;
 use vgic::{GicLayout, GicRequest, GicVersion, HostGic, InitializedVgic, Vgic};
+use vm_memory::GuestMemoryMmap;
 
 use super::cpu::{Cpu, WATCHDOG};
 use super::mailbox::{self, Addresses};
-use super::{Command, Kind, Mailbox, Returns, Serving, vcpu};
+use super::{Command, Kind, Mailbox, Returns, Serving, Slots, vcpu};
 use crate::contract::kvm_memory::Memory;
 
 /// The second GiB of the guest-physical addresses is what the guest's translation table has as memory.
@@ -21,7 +22,8 @@ const RAM: u64 = 0x4000_0000;
 const RAM_SIZE: usize = 16 << 20;
 const MAILBOX: u64 = RAM + (2 << 20);
 const HEAP: u64 = RAM + (4 << 20);
-const HEAP_END: u64 = RAM + RAM_SIZE as u64;
+const HEAP_END: u64 = RAM + (12 << 20);
+const UNUSED: u64 = HEAP_END;
 /// The first GiB has the registers.
 const GIC_WINDOW: std::ops::Range<u64> = 0x0800_0000..0x0900_0000;
 
@@ -38,7 +40,7 @@ pub struct Machine {
     gic: InitializedVgic,
     vm: Arc<KvmVm>,
     mailbox: Mailbox,
-    _memory: Memory,
+    memory: Memory,
 }
 
 impl Machine {
@@ -96,7 +98,7 @@ impl Machine {
         let mailbox = Mailbox::new(memory.map().clone(), MAILBOX, addresses);
         vcpu::set_start(&vcpus[0], RAM, MAILBOX);
         let cpus = (0..).zip(vcpus).map(|(n, vcpu)| Cpu::start(n, vcpu, mailbox.clone())).collect();
-        let machine = Self { cpus, wiring, gic, vm, mailbox, _memory: memory };
+        let machine = Self { cpus, wiring, gic, vm, mailbox, memory };
         machine.bring_up(addresses.its != 0);
         machine
     }
@@ -122,6 +124,18 @@ impl Machine {
         &self.mailbox
     }
 
+    /// All of the guest's memory.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        self.memory.map()
+    }
+
+    /// Where in it nobody keeps anything.
+    #[must_use]
+    pub fn unused(&self) -> u64 {
+        UNUSED
+    }
+
     /// What triggers and vectors are wired to.
     #[must_use]
     pub fn wiring(&self) -> &Wiring {
@@ -138,6 +152,12 @@ impl Machine {
     #[must_use]
     pub fn vm(&self) -> &Arc<KvmVm> {
         &self.vm
+    }
+
+    /// What makes registers of devices memory of the guest.
+    #[must_use]
+    pub fn slots(&self) -> Slots {
+        Slots::new(&self.vm)
     }
 
     /// Claims the GSI of an SPI.
@@ -180,14 +200,20 @@ impl Machine {
     /// # Panics
     /// If a CPU stops, or nothing comes for so long that nothing will.
     pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
-        let deadline = Instant::now() + WATCHDOG;
+        let mut deadline = Instant::now() + WATCHDOG;
+        let mut before = self.mailbox.to_string();
         while !condition() {
             // Not a busy wait: the host may have no more CPUs than the guest.
             std::thread::sleep(LOOK_AGAIN);
             if let Some(why) = self.cpus.iter().find_map(Cpu::ended) {
                 panic!("while waiting for {what}: {why}");
             }
-            assert!(Instant::now() < deadline, "waited in vain for {what}; so far:\n{}", self.mailbox);
+            if Instant::now() > deadline {
+                // As long as interrupts arrive it is slow, not stuck: others may want the same CPUs.
+                let now = self.mailbox.to_string();
+                assert!(now != before, "waited in vain for {what}; so far:\n{now}");
+                (before, deadline) = (now, Instant::now() + WATCHDOG);
+            }
         }
     }
 

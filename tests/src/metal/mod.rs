@@ -30,6 +30,7 @@ mod exactly_once;
 mod machine;
 mod mailbox;
 mod returns;
+mod slots;
 mod vcpu;
 
 pub use beside::beside;
@@ -40,3 +41,4 @@ pub use exactly_once::exactly_once;
 pub use machine::Machine;
 pub use mailbox::{Kind, Mailbox};
 pub use returns::Returns;
+pub use slots::Slots;

@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! How often vCPUs come back to userspace, counted twice: by those who call `KVM_RUN`, and by the kernel.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
-
 use super::cpu::Cpu;
+use crate::histogram::Histogram;
 
 /// The tracepoint that is hit each time `KVM_RUN` returns.
-const EVENT: &str = "/sys/kernel/tracing/events/kvm/kvm_userspace_exit";
-/// A histogram by thread, which is exact where a trace buffer would overflow.
-const TRIGGER: &str = "hist:keys=common_pid";
+const EVENT: &str = "kvm/kvm_userspace_exit";
 
 /// Counts from the moment it is made. One at a time: tests with the kernel's counts run one after the other.
 #[derive(Debug)]
@@ -22,7 +17,7 @@ pub struct Returns<'a> {
 
 impl<'a> Returns<'a> {
     pub(super) fn new(cpus: &'a [Cpu]) -> Self {
-        let kernel = Histogram::start();
+        let kernel = Histogram::start(EVENT, "common_pid");
         Self { cpus, own: own(cpus), kernel }
     }
 
@@ -35,7 +30,7 @@ impl<'a> Returns<'a> {
     /// How often the kernel says that they returned; `None` where it has no such tracepoint (or we may not use it).
     #[must_use]
     pub fn kernel(&self) -> Option<u64> {
-        let counts = self.kernel.as_ref()?.read();
+        let counts = self.kernel.as_ref()?.counts();
         Some(self.cpus.iter().filter_map(|cpu| counts.get(&cpu.tid())).sum())
     }
 }
@@ -64,34 +59,4 @@ impl Returns<'_> {
 
 fn own(cpus: &[Cpu]) -> u64 {
     cpus.iter().map(Cpu::returns).sum()
-}
-
-/// A histogram trigger that is there as long as this value.
-#[derive(Debug)]
-struct Histogram;
-
-impl Histogram {
-    fn start() -> Option<Self> {
-        let trigger = Path::new(EVENT).join("trigger");
-        // One that a test which was killed has left behind would have its counts.
-        let _ = fs::write(&trigger, format!("!{TRIGGER}"));
-        fs::write(&trigger, TRIGGER).ok().map(|()| Self)
-    }
-
-    /// Hits by thread. Its lines are `{ common_pid:        113 } hitcount:          2`.
-    fn read(&self) -> BTreeMap<u64, u64> {
-        let text = fs::read_to_string(Path::new(EVENT).join("hist")).unwrap();
-        text.lines()
-            .filter_map(|line| {
-                let (key, hits) = line.strip_prefix("{ common_pid:")?.split_once("} hitcount:")?;
-                Some((key.trim().parse().unwrap(), hits.trim().parse().unwrap()))
-            })
-            .collect()
-    }
-}
-
-impl Drop for Histogram {
-    fn drop(&mut self) {
-        let _ = fs::write(Path::new(EVENT).join("trigger"), format!("!{TRIGGER}"));
-    }
 }

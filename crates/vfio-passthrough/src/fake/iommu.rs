@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Call, FakeDevice, Faults};
+use crate::Error;
+use crate::host::HostDevice;
+use crate::iommu::{DmaMemory, Iommu, IommuKind, Opened};
+
+/// An IOMMU that is a list of mappings. Clones are the same IOMMU.
+#[derive(Debug, Clone)]
+pub struct FakeIommu {
+    faults: Faults,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    devices: BTreeMap<String, FakeDevice>,
+    ranges: Option<Vec<(u64, u64)>>,
+    attached: usize,
+    mapped: BTreeMap<u64, u64>,
+}
+
+/// An attached device. The last one that goes takes the mappings with it, as a container's last group does.
+struct Attached {
+    state: Arc<Mutex<State>>,
+    device: FakeDevice,
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.device.close();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.attached -= 1;
+        if state.attached == 0 {
+            state.mapped.clear();
+        }
+    }
+}
+
+impl FakeIommu {
+    /// An IOMMU in front of no devices yet, without reserved ranges.
+    #[must_use]
+    pub fn new(faults: Faults) -> Self {
+        Self { faults, state: Arc::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a device behind it.
+    pub fn add(&self, name: &str, device: FakeDevice) {
+        self.state().devices.insert(name.to_owned(), device);
+    }
+
+    /// It translates these ranges only, each given with its last address.
+    pub fn set_ranges(&self, ranges: Vec<(u64, u64)>) {
+        self.state().ranges = Some(ranges);
+    }
+
+    /// What is mapped: (address, bytes).
+    #[must_use]
+    pub fn mapped(&self) -> Vec<(u64, u64)> {
+        self.state().mapped.iter().map(|(&iova, &bytes)| (iova, bytes)).collect()
+    }
+
+    /// How many devices are attached.
+    #[must_use]
+    pub fn attached(&self) -> usize {
+        self.state().attached
+    }
+}
+
+impl Iommu for FakeIommu {
+    fn kind(&self) -> IommuKind {
+        IommuKind::Legacy
+    }
+
+    fn open(&self, device: &HostDevice) -> Result<Opened, Error> {
+        let failed = |e| Error::kernel("open", device.name(), e);
+        self.faults.check(Call::Open).map_err(failed)?;
+        let mut state = self.state();
+        let fake = state
+            .devices
+            .get(device.name())
+            .cloned()
+            .ok_or_else(|| failed(io::Error::from_raw_os_error(libc::ENODEV)))?;
+        state.attached += 1;
+        let attached: Box<dyn Any + Send + Sync> =
+            Box::new(Attached { state: Arc::clone(&self.state), device: fake.clone() });
+        Ok((Box::new(fake), attached))
+    }
+
+    fn ranges(&self) -> io::Result<Option<Vec<(u64, u64)>>> {
+        self.faults.check(Call::Ranges)?;
+        Ok(self.state().ranges.clone())
+    }
+
+    fn map(&self, iova: u64, memory: &DmaMemory) -> io::Result<()> {
+        self.faults.check(Call::MapDma)?;
+        let mut state = self.state();
+        if state.attached == 0 {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let end = iova + memory.bytes();
+        if state.mapped.range(..end).next_back().is_some_and(|(&start, &bytes)| start + bytes > iova) {
+            return Err(io::Error::from_raw_os_error(libc::EEXIST));
+        }
+        state.mapped.insert(iova, memory.bytes());
+        Ok(())
+    }
+
+    fn unmap(&self, iova: u64, bytes: u64) -> io::Result<()> {
+        self.faults.check(Call::UnmapDma)?;
+        let mut state = self.state();
+        if state.mapped.get(&iova) != Some(&bytes) {
+            return Err(io::Error::from_raw_os_error(libc::ENOENT));
+        }
+        state.mapped.remove(&iova);
+        Ok(())
+    }
+}

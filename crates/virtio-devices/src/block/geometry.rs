@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the driver is told of a disk: VIRTIO 1.3, section 5.2.4.
+
+use super::operation::SERIAL;
+
+/// The unit of every sector number, whatever the blocks are.
+pub(super) const SECTOR: u64 = 512;
+/// Buffers of a request's data: with header and status, a table of 256 descriptors, which is a page.
+const MAX_DATA_SEGMENTS: u32 = 254;
+/// Sectors that a range to discard or to zero may have: just below 2 GiB, so that a host's file system is not busy for too long with one.
+pub(super) const MAX_RANGE_SECTORS: u32 = 0x003f_ffff;
+/// Ranges of one request.
+pub(super) const MAX_RANGES: u32 = 16;
+
+/// A disk's size and shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    /// Whole sectors of 512 bytes.
+    pub(super) sectors: u64,
+    /// The smallest unit of a request, in bytes: 512, or what direct I/O wants.
+    pub(super) block: u32,
+    /// What the host writes without reading first, in bytes.
+    pub(super) physical: u32,
+    /// What addresses and lengths of buffers have to be multiples of: 1 but for direct I/O.
+    pub(super) align: usize,
+    pub(super) readonly: bool,
+    pub(super) serial: [u8; SERIAL],
+    pub(super) queues: u16,
+}
+
+/// Bytes of the configuration space, up to and with `write_zeroes_may_unmap`.
+const CONFIG: usize = 57;
+
+impl Geometry {
+    /// The byte at which `length` bytes from `sector` on are, if they are whole blocks of the disk.
+    pub(super) fn locate(&self, sector: u64, length: u64) -> Option<u64> {
+        let block = u64::from(self.block);
+        let offset = sector.checked_mul(SECTOR)?;
+        let end = offset.checked_add(length)?;
+        let whole = offset.is_multiple_of(block) && length.is_multiple_of(block);
+        (whole && end <= self.sectors * SECTOR).then_some(offset)
+    }
+
+    /// The configuration space.
+    pub(super) fn config(&self, writeback: bool) -> [u8; CONFIG] {
+        let mut config = [0; CONFIG];
+        let mut put = |at: usize, bytes: &[u8]| {
+            if let Some(place) = config.get_mut(at..at + bytes.len()) {
+                place.copy_from_slice(bytes);
+            }
+        };
+        put(0, &self.sectors.to_le_bytes());
+        put(12, &MAX_DATA_SEGMENTS.to_le_bytes());
+        put(20, &self.block.to_le_bytes());
+        // A physical block is 2^n logical ones.
+        let exponent = (self.physical / self.block).max(1).ilog2();
+        put(24, &[u8::try_from(exponent).unwrap_or(0), 0]);
+        // The smallest size worth writing, in logical blocks.
+        let minimum = u16::try_from((self.physical / self.block).max(1)).unwrap_or(1);
+        put(26, &minimum.to_le_bytes());
+        put(32, &[u8::from(writeback)]);
+        put(34, &self.queues.to_le_bytes());
+        put(36, &MAX_RANGE_SECTORS.to_le_bytes());
+        put(40, &MAX_RANGES.to_le_bytes());
+        // What a hole in a file is made of.
+        put(44, &(self.physical.max(self.block) / 512).to_le_bytes());
+        put(48, &MAX_RANGE_SECTORS.to_le_bytes());
+        put(52, &MAX_RANGES.to_le_bytes());
+        put(56, &[1]);
+        config
+    }
+}
+
+/// Where the driver can write: the field `writeback`.
+pub(super) const WRITEBACK: u64 = 32;

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The thread of a queue pair: it moves frames when the tap or the guest has some.
+
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::control_queue::ControlQueue;
+use super::receive::{Received, Receiver};
+use super::shared::Shared;
+use super::tap::Tap;
+use super::transmit::{Sent, Transmitter};
+use crate::{ActivateError, EventHandler, Events, Interest, RingError, Transport};
+
+/// How many frames are moved before others get their turn: the other direction, and whoever wants the thread to stop.
+const BUDGET: usize = 256;
+
+/// Where frames come one at a time, the tap is asked only so often whether there is another one: mostly there is not, and asking is a system call. If there is,
+/// it says so.
+const PROBE: u8 = 8;
+
+const TAP: u64 = 0;
+const RECEIVE: u64 = 1;
+const TRANSMIT: u64 = 2;
+const CONTROL: u64 = 3;
+const WAKE: u64 = 4;
+
+/// A queue pair at work, and on the first of them the control queue as well.
+pub(crate) struct Pair {
+    index: usize,
+    tap: Arc<Tap>,
+    shared: Arc<Shared>,
+    transport: Arc<dyn Transport>,
+    receiver: Receiver,
+    transmitter: Transmitter,
+    control: Option<ControlQueue>,
+    /// What is waited for on the tap; nothing, and not even errors, if `None`.
+    interest: Option<Interest>,
+    /// The guest has buffers for frames, as far as is known.
+    buffers: bool,
+    /// The tap could not take a frame.
+    tap_is_full: bool,
+    /// How often frames came alone since the tap was last asked for another.
+    alone: u8,
+    /// Whether the transmit queue is to be looked at again, without a notification.
+    stay: Stay,
+    /// As [`alone`](Self::alone), for staying in vain.
+    sent_alone: u8,
+}
+
+/// Whether the transmit queue is to be looked at again without a notification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stay {
+    /// The guest notifies.
+    No,
+    /// When the others have had their turn.
+    Soon,
+    /// They have had it.
+    Now,
+}
+
+impl Pair {
+    pub(crate) fn new(
+        index: usize,
+        tap: Arc<Tap>,
+        shared: Arc<Shared>,
+        transport: Arc<dyn Transport>,
+        receiver: Receiver,
+        transmitter: Transmitter,
+        control: Option<ControlQueue>,
+    ) -> Self {
+        Self {
+            index,
+            tap,
+            shared,
+            transport,
+            receiver,
+            transmitter,
+            control,
+            interest: None,
+            buffers: true,
+            tap_is_full: false,
+            alone: PROBE,
+            stay: Stay::No,
+            sent_alone: PROBE,
+        }
+    }
+
+    /// What the thread is to listen to.
+    pub(crate) fn events(&mut self) -> Result<Events, ActivateError> {
+        let listen = || {
+            let events = Events::new()?;
+            events.add_signal(self.receiver.ring().notify(), RECEIVE)?;
+            events.add_signal(self.transmitter.ring().notify(), TRANSMIT)?;
+            if let Some(control) = &self.control {
+                events.add(control.ring().notify(), CONTROL, Interest::Read)?;
+            }
+            if let Some(wake) = self.shared.wake(self.index) {
+                events.add(wake, WAKE, Interest::Read)?;
+            }
+            Ok(events)
+        };
+        let events = listen().map_err(|source| ActivateError::Worker { name: self.name(), source })?;
+        self.listen_to_tap(&events, Some(Interest::Read));
+        Ok(events)
+    }
+
+    /// The thread's name.
+    pub(crate) fn name(&self) -> String {
+        format!("net{}-{}", self.index, self.tap.name())
+    }
+
+    fn receive(&mut self) -> Result<(), RingError> {
+        let (Some(tap), Some(counters)) = (self.tap.queue(self.index), self.shared.counters(self.index))
+        else {
+            return Ok(());
+        };
+        let asks = self.alone >= PROBE;
+        let budget = if asks { BUDGET } else { 1 };
+        let received = self.receiver.receive(tap, budget, self.shared.link_is_up(), counters)?;
+        self.alone = match asks {
+            false => self.alone + 1,
+            true if self.receiver.last_count() > 1 => PROBE,
+            true => 0,
+        };
+        match received {
+            // The tap reports itself as long as there is more.
+            Received::TapIsEmpty | Received::More => self.buffers = true,
+            Received::NoBuffers => self.buffers = false,
+            Received::TapFailed(error) => return self.tap_failed(&error),
+        }
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<(), RingError> {
+        let (Some(tap), Some(counters)) = (self.tap.queue(self.index), self.shared.counters(self.index))
+        else {
+            return Ok(());
+        };
+        let stays = self.sent_alone >= PROBE;
+        let sent = self.transmitter.send(tap, BUDGET, stays, self.shared.link_is_up(), counters)?;
+        self.sent_alone = match (stays, self.stay, sent) {
+            (false, ..) => self.sent_alone + 1,
+            (true, Stay::Now, Sent::QueueIsEmpty) => 0,
+            (true, ..) => PROBE,
+        };
+        self.tap_is_full = sent == Sent::TapIsFull;
+        self.stay = match sent {
+            Sent::QueueIsEmptyYet | Sent::More => Stay::Soon,
+            Sent::QueueIsEmpty | Sent::TapIsFull => Stay::No,
+        };
+        Ok(())
+    }
+
+    /// A queue that takes no part fails, until it takes part again; the first one always does, and so its interface is gone.
+    fn tap_failed(&mut self, error: &std::io::Error) -> Result<(), RingError> {
+        self.interest = None;
+        if self.index == 0 {
+            self.shared.tap_failed(error);
+        }
+        Ok(())
+    }
+
+    fn tap_has_error(&self) -> bool {
+        let Some(tap) = self.tap.queue(self.index) else { return true };
+        let mut fds = [PollFd::new(tap, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
+    fn listen_to_tap(&mut self, events: &Events, interest: Option<Interest>) {
+        let Some(tap) = self.tap.queue(self.index).map(AsFd::as_fd) else { return };
+        // Whatever it was before. Failures are those of a descriptor that is listened to already, or not any more.
+        let listening = match interest {
+            Some(wanted) => events.modify(tap, TAP, wanted).or_else(|_| events.add(tap, TAP, wanted)).is_ok(),
+            None => {
+                let _ = events.remove(tap);
+                false
+            }
+        };
+        self.interest = interest.filter(|_| listening);
+    }
+
+    fn handle(&mut self, token: u64) -> Result<(), RingError> {
+        match token {
+            TAP => {
+                if !self.buffers && !self.tap_is_full {
+                    // Nothing is waited for: it is from before that was so, or an error, which would be reported for ever.
+                    return if self.tap_has_error() {
+                        self.tap_failed(&std::io::Error::from_raw_os_error(libc::EBADFD))
+                    } else {
+                        Ok(())
+                    };
+                }
+                if self.buffers {
+                    self.receive()?;
+                }
+                if self.tap_is_full {
+                    self.send()?;
+                }
+            }
+            RECEIVE => self.receive()?,
+            // Otherwise it goes on when the tap says so.
+            TRANSMIT if !self.tap_is_full => self.send()?,
+            CONTROL => {
+                if let Some(control) = &mut self.control {
+                    control.serve()?;
+                }
+            }
+            WAKE => {
+                if let Some(wake) = self.shared.wake(self.index) {
+                    let _ = wake.take();
+                }
+                // Perhaps the queue takes part again. If not, this comes to nothing.
+                self.interest = Some(Interest::Nothing);
+                self.receive()?;
+                self.send()?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Pair {
+    /// After `handled`, what the thread waits for: `before`, it waited for that on the tap.
+    fn go_on(
+        &mut self,
+        handled: Result<(), RingError>,
+        before: Option<Interest>,
+        events: &Events,
+    ) -> ControlFlow<()> {
+        if let Err(error) = handled {
+            self.transport.needs_reset(&error);
+            return ControlFlow::Break(());
+        }
+        let wanted = self.interest.map(|_| match (self.buffers, self.tap_is_full) {
+            (true, false) => Interest::Read,
+            (false, true) => Interest::Write,
+            (true, true) => Interest::Both,
+            (false, false) => Interest::Nothing,
+        });
+        if wanted != before {
+            self.listen_to_tap(events, wanted);
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+impl EventHandler for Pair {
+    fn ready(&mut self, token: u64, events: &Events) -> ControlFlow<()> {
+        let before = self.interest;
+        let handled = self.handle(token);
+        self.go_on(handled, before, events)
+    }
+
+    fn settled(&mut self, events: &Events) -> ControlFlow<(), bool> {
+        match self.stay {
+            Stay::No => return ControlFlow::Continue(false),
+            Stay::Soon => {}
+            Stay::Now => {
+                let before = self.interest;
+                let handled = self.send();
+                self.go_on(handled, before, events)?;
+            }
+        }
+        if self.stay == Stay::Soon {
+            self.stay = Stay::Now;
+        }
+        ControlFlow::Continue(self.stay == Stay::Now)
+    }
+}

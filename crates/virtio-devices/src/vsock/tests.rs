@@ -1,0 +1,629 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The device as a guest and as programs of the host see it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use proptest::prelude::*;
+
+use super::credit::BUFFER_SIZE;
+use super::header::{Header, Op, SIZE};
+use super::*;
+use crate::testing::{
+    BREAKAGES, Driver, EVENT_IDX, assert_descriptors_below, open_descriptors, readable, writable,
+};
+use crate::{Chain, Events};
+
+const DATA: u64 = Driver::DATA;
+/// Where packets are put together, and where received ones are.
+const OUT: u64 = DATA;
+const IN: u64 = DATA + 0x8_0000;
+/// Buffers for received packets, and how long each is.
+const BUFFERS: u64 = 32;
+const BUFFER: u32 = 0x4000;
+
+/// A directory of a test's own.
+struct Place(PathBuf);
+
+impl Place {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("vsock-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("s")
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Guest {
+    driver: Driver,
+}
+
+impl Guest {
+    const CID: u64 = 3;
+
+    fn start(vsock: &mut dyn VirtioDevice, features: u64) -> Self {
+        let mut driver = Driver::start(vsock, features, 2 << 20).unwrap();
+        for i in 0..BUFFERS {
+            driver.queues[0].add(&[writable(IN + i * u64::from(BUFFER), BUFFER)]);
+        }
+        Self { driver }
+    }
+
+    fn header(op: Op, guest: u32, host: u32) -> Header {
+        Header {
+            source_cid: Self::CID,
+            destination_cid: 2,
+            source_port: guest,
+            destination_port: host,
+            length: 0,
+            kind: 1,
+            op: Some(op),
+            flags: 0,
+            buffer_size: 1 << 20,
+            forwarded: 0,
+        }
+    }
+
+    /// Sends a packet, its data in three pieces as a driver may cut it.
+    fn send(&mut self, header: Header, data: &[u8]) {
+        let length = u32::try_from(data.len()).unwrap();
+        self.driver.write(OUT, &Header { length, ..header }.bytes());
+        self.driver.write(OUT + 64, data);
+        let third = length / 3;
+        self.driver.queues[1].add(&[
+            readable(OUT, SIZE),
+            readable(OUT + 64, third),
+            readable(OUT + 64 + u64::from(third), third),
+            readable(OUT + 64 + 2 * u64::from(third), length - 2 * third),
+        ]);
+        self.driver.queues[1].wait_used();
+    }
+
+    fn op(&mut self, op: Op, guest: u32, host: u32) {
+        self.send(Self::header(op, guest, host), &[]);
+    }
+
+    /// The next packet.
+    fn receive(&mut self) -> (Header, Vec<u8>) {
+        let (head, written) = self.driver.queues[0].wait_used();
+        let address = self.driver.queues[0].address(head);
+        let bytes = self.driver.read(address, written as usize);
+        self.driver.queues[0].add(&[writable(address, BUFFER)]);
+        let (header, data) = bytes.split_first_chunk().unwrap();
+        let header = Header::parse(header);
+        assert_eq!(header.length as usize, data.len());
+        assert_eq!((header.source_cid, header.destination_cid, header.kind), (2, Self::CID, 1));
+        (header, data.to_vec())
+    }
+
+    /// The next packet, which is of that kind and between these ports.
+    fn expect(&mut self, op: Op, guest: u32, host: u32) -> Header {
+        let (header, data) = self.receive();
+        assert_eq!((header.op, header.destination_port, header.source_port), (Some(op), guest, host));
+        assert!(data.is_empty() || op == Op::Data);
+        header
+    }
+}
+
+fn vsock(place: &Place) -> Vsock {
+    Vsock::new(GuestCid::new(Guest::CID).unwrap(), place.socket()).unwrap()
+}
+
+/// Connects a host program to a guest's port, up to `OK`. The host's port.
+fn connect(place: &Place, guest: &mut Guest, port: u32) -> (UnixStream, u32) {
+    let mut stream = UnixStream::connect(place.socket()).unwrap();
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).unwrap();
+    let (header, _) = guest.receive();
+    assert_eq!((header.op, header.destination_port), (Some(Op::Request), port));
+    assert_eq!(header.buffer_size, BUFFER_SIZE);
+    guest.op(Op::Response, port, header.source_port);
+    let mut answer = vec![0; format!("OK {}\n", header.source_port).len()];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, format!("OK {}\n", header.source_port).as_bytes());
+    (stream, header.source_port)
+}
+
+/// Connects the guest to a program that listens at the host's `port`.
+fn connect_to(place: &Place, guest: &mut Guest, from: u32, port: u32) -> UnixStream {
+    let listener = UnixListener::bind(place.0.join(format!("s_{port}"))).unwrap();
+    guest.op(Op::Request, from, port);
+    guest.expect(Op::Response, from, port);
+    let (stream, _) = listener.accept().unwrap();
+    fs::remove_file(place.0.join(format!("s_{port}"))).unwrap();
+    stream
+}
+
+#[test]
+fn a_host_program_talks_to_the_guest() {
+    for features in [0, EVENT_IDX] {
+        let place = Place::new();
+        let mut device = vsock(&place);
+        let mut guest = Guest::start(&mut device, features);
+        let (mut stream, host) = connect(&place, &mut guest, 52);
+        stream.write_all(b"hello, guest").unwrap();
+        let (header, data) = guest.receive();
+        assert_eq!((header.op, &data[..]), (Some(Op::Data), &b"hello, guest"[..]));
+        guest.send(Guest::header(Op::Data, 52, host), b"hello, host");
+        let mut got = [0; 11];
+        stream.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"hello, host");
+    }
+}
+
+#[test]
+fn the_guest_talks_to_a_host_program() {
+    let place = Place::new();
+    let mut device = vsock(&place);
+    let mut guest = Guest::start(&mut device, 0);
+    let mut stream = connect_to(&place, &mut guest, 1000, 80);
+    guest.send(Guest::header(Op::Data, 1000, 80), b"GET");
+    let mut got = [0; 3];
+    stream.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"GET");
+    stream.write_all(b"200").unwrap();
+    let (header, data) = guest.receive();
+    assert_eq!((header.op, &data[..], header.forwarded), (Some(Op::Data), &b"200"[..], 3));
+}
+
+#[test]
+fn nobody_listens() {
+    let place = Place::new();
+    let mut device = vsock(&place);
+    let mut guest = Guest::start(&mut device, 0);
+    guest.op(Op::Request, 1000, 81);
+    guest.expect(Op::Reset, 1000, 81);
+    for op in [Op::Response, Op::Data, Op::Shutdown, Op::CreditUpdate, Op::CreditRequest] {
+        guest.op(op, 1000, 81);
+        guest.expect(Op::Reset, 1000, 81);
+    }
+    // Neither an answer to a reset, nor to what comes from somebody else.
+    guest.op(Op::Reset, 1000, 81);
+    guest.send(Header { source_cid: 4, ..Guest::header(Op::Request, 1000, 81) }, &[]);
+    guest.send(Header { kind: 2, ..Guest::header(Op::Request, 1001, 81) }, &[]);
+    guest.expect(Op::Reset, 1001, 81);
+    // And a host program whose port nobody listens to in the guest.
+    let mut stream = UnixStream::connect(place.socket()).unwrap();
+    stream.write_all(b"CONNECT 53\n").unwrap();
+    let (header, _) = guest.receive();
+    guest.op(Op::Reset, 53, header.source_port);
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn a_megabyte_each_way_is_whole() {
+    let place = Place::new();
+    let mut device = vsock(&place);
+    let mut guest = Guest::start(&mut device, EVENT_IDX);
+    let (stream, host) = connect(&place, &mut guest, 52);
+    let bytes: Vec<u8> = (0..1_u32 << 20).map(|i| u8::try_from(i * 7 % 251).unwrap()).collect();
+
+    let mut theirs = stream.try_clone().unwrap();
+    let sent = bytes.clone();
+    let writer = std::thread::spawn(move || theirs.write_all(&sent).unwrap());
+    let mut got = Vec::new();
+    while got.len() < bytes.len() {
+        let (header, data) = guest.receive();
+        match header.op {
+            Some(Op::Data) => got.extend(data),
+            Some(Op::CreditRequest) => {}
+            other => panic!("{other:?}"),
+        }
+        let forwarded = u32::try_from(got.len()).unwrap();
+        guest.send(
+            Header { forwarded, buffer_size: 0x1_0000, ..Guest::header(Op::CreditUpdate, 52, host) },
+            &[],
+        );
+    }
+    assert!(got == bytes);
+    writer.join().unwrap();
+
+    // The host program reads late: the guest sends what it may, and hears when it may go on.
+    let mut told = 0_u32;
+    let mut sent = 0_u32;
+    let mut reader = None;
+    while (sent as usize) < bytes.len() {
+        let room = BUFFER_SIZE - (sent - told);
+        if room < 50_000 {
+            if reader.is_none() {
+                let mut theirs = stream.try_clone().unwrap();
+                let length = bytes.len();
+                reader = Some(std::thread::spawn(move || {
+                    let mut got = vec![0; length];
+                    theirs.read_exact(&mut got).unwrap();
+                    got
+                }));
+            }
+            let (header, _) = guest.receive();
+            assert_eq!(header.op, Some(Op::CreditUpdate));
+            told = header.forwarded;
+            continue;
+        }
+        let length = (bytes.len() - sent as usize).min(50_000);
+        let part = &bytes[sent as usize..][..length];
+        let forwarded = 1 << 20;
+        guest.send(Header { forwarded, ..Guest::header(Op::Data, 52, host) }, part);
+        sent += u32::try_from(length).unwrap();
+    }
+    assert!(reader.expect("it had to wait").join().unwrap() == bytes);
+}
+
+#[test]
+fn a_guest_that_sends_more_than_it_may_is_reset() {
+    let place = Place::new();
+    let mut device = vsock(&place);
+    let mut guest = Guest::start(&mut device, 0);
+    let (stream, host) = connect(&place, &mut guest, 52);
+    let (other, other_host) = connect(&place, &mut guest, 53);
+    for _ in 0..100 {
+        guest.send(Guest::header(Op::Data, 52, host), &[0; 60_000]);
+        if guest.driver.queues[0].peek_used() > 4 {
+            break;
+        }
+    }
+    loop {
+        let (header, _) = guest.receive();
+        if header.op == Some(Op::Reset) {
+            assert_eq!(header.destination_port, 52);
+            break;
+        }
+        assert_eq!(header.op, Some(Op::CreditUpdate));
+    }
+    drop(stream);
+    // The other one goes on.
+    guest.send(Guest::header(Op::Data, 53, other_host), b"x");
+    let mut got = [0];
+    (&other).read_exact(&mut got).unwrap();
+}
+
+#[test]
+fn a_guest_without_credit_gets_nothing_and_is_asked() {
+    let place = Place::new();
+    let mut device = vsock(&place);
+    let mut guest = Guest::start(&mut device, 0);
+    let (mut stream, host) = connect(&place, &mut guest, 52);
+    guest.send(Header { buffer_size: 4, ..Guest::header(Op::CreditUpdate, 52, host) }, &[]);
+    stream.write_all(b"123456").unwrap();
+    let (header, data) = guest.receive();
+    assert_eq!((header.op, &data[..]), (Some(Op::Data), &b"1234"[..]));
+    guest.expect(Op::CreditRequest, 52, host);
+    guest.send(Header { buffer_size: 4, forwarded: 4, ..Guest::header(Op::CreditUpdate, 52, host) }, &[]);
+    let (_, data) = guest.receive();
+    assert_eq!(data, b"56");
+    guest.op(Op::CreditRequest, 52, host);
+    guest.expect(Op::CreditUpdate, 52, host);
+}
+
+#[test]
+fn ends_are_told() {
+    let place = Place::new();
+    let mut device = vsock(&place);
+    let mut guest = Guest::start(&mut device, 0);
+
+    // The host program half closes, the guest goes on sending, the host program closes.
+    let (mut stream, host) = connect(&place, &mut guest, 52);
+    stream.write_all(b"bye").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(guest.receive().1, b"bye");
+    assert_eq!(guest.expect(Op::Shutdown, 52, host).flags, 2);
+    guest.send(Guest::header(Op::Data, 52, host), b"more");
+    let mut got = [0; 4];
+    stream.read_exact(&mut got).unwrap();
+    drop(stream);
+    assert_eq!(guest.expect(Op::Shutdown, 52, host).flags, 3);
+    guest.op(Op::Reset, 52, host);
+
+    // The guest half closes, and then closes.
+    let (mut stream, host) = connect(&place, &mut guest, 52);
+    guest.send(Guest::header(Op::Data, 52, host), b"last");
+    guest.send(Header { flags: 2, ..Guest::header(Op::Shutdown, 52, host) }, &[]);
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).unwrap();
+    assert_eq!(all, b"last");
+    stream.write_all(b"still").unwrap();
+    assert_eq!(guest.receive().1, b"still");
+    guest.send(Header { flags: 3, ..Guest::header(Op::Shutdown, 52, host) }, &[]);
+    guest.expect(Op::Reset, 52, host);
+    assert!(stream.write_all(b"nobody").is_err());
+
+    // The guest resets.
+    let (mut stream, host) = connect(&place, &mut guest, 52);
+    guest.op(Op::Reset, 52, host);
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    // What comes for it now is for nobody.
+    guest.op(Op::CreditUpdate, 52, host);
+    guest.expect(Op::Reset, 52, host);
+
+    // Data after the guest has said that there is none.
+    let (_stream, host) = connect(&place, &mut guest, 52);
+    guest.send(Header { flags: 2, ..Guest::header(Op::Shutdown, 52, host) }, &[]);
+    guest.send(Guest::header(Op::Data, 52, host), b"x");
+    guest.expect(Op::Reset, 52, host);
+}
+
+#[test]
+fn what_was_sent_before_the_end_arrives_though_the_reader_is_slow() {
+    let place = Place::new();
+    let mut device = vsock(&place);
+    let mut guest = Guest::start(&mut device, 0);
+    let (mut stream, host) = connect(&place, &mut guest, 52);
+    for i in 0..5 {
+        guest.send(Guest::header(Op::Data, 52, host), &[i; 50_000]);
+    }
+    guest.send(Header { flags: 3, ..Guest::header(Op::Shutdown, 52, host) }, &[]);
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).unwrap();
+    let expected: Vec<u8> = (0..5).flat_map(|i| [i; 50_000]).collect();
+    assert!(all == expected);
+    while guest.receive().0.op != Some(Op::Reset) {}
+}
+
+#[test]
+fn many_connections_at_once() {
+    let place = Place::new();
+    let mut device = vsock(&place);
+    let mut guest = Guest::start(&mut device, EVENT_IDX);
+    let mut streams: Vec<_> = (0..100).map(|i| connect(&place, &mut guest, 1000 + i)).collect();
+    for (i, (stream, _)) in streams.iter_mut().enumerate() {
+        stream.write_all(&u32::try_from(i).unwrap().to_le_bytes()).unwrap();
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..100 {
+        let (header, data) = guest.receive();
+        assert_eq!(header.destination_port, 1000 + u32::from_le_bytes(data.try_into().unwrap()));
+        assert!(seen.insert(header.destination_port));
+    }
+    drop(streams);
+    let mut over = std::collections::BTreeSet::new();
+    while over.len() < 100 {
+        let (header, _) = guest.receive();
+        if header.flags == 3 {
+            over.insert(header.destination_port);
+        }
+    }
+}
+
+#[test]
+fn a_host_program_that_says_something_else_is_hung_up_on() {
+    let place = Place::new();
+    let mut device = vsock(&place);
+    let mut guest = Guest::start(&mut device, 0);
+    for greeting in [&b"GET / HTTP/1.1\r\n"[..], b"CONNECT x\n", &[b'C'; 100]] {
+        let mut stream = UnixStream::connect(place.socket()).unwrap();
+        let _ = stream.write_all(greeting);
+        // Closed, or reset where something was left unread.
+        assert!(!matches!(stream.read(&mut [0]), Ok(length) if length > 0));
+    }
+    // A slow one, and those that say nothing, are no trouble.
+    let silent: Vec<_> = (0..100).map(|_| UnixStream::connect(place.socket()).unwrap()).collect();
+    let mut stream = UnixStream::connect(place.socket()).unwrap();
+    for byte in b"CONNECT 7\nearly" {
+        stream.write_all(&[*byte]).unwrap();
+    }
+    let (header, _) = guest.receive();
+    assert_eq!((header.op, header.destination_port), (Some(Op::Request), 7));
+    guest.op(Op::Response, 7, header.source_port);
+    let mut got = Vec::new();
+    while got.len() < 5 {
+        got.extend(guest.receive().1);
+    }
+    assert_eq!(got, b"early");
+    drop(silent);
+}
+
+#[test]
+fn a_guest_that_takes_no_answers_has_to_wait_and_loses_none() {
+    let place = Place::new();
+    let mut device = vsock(&place);
+    // No buffers to receive with.
+    let mut driver = Driver::start(&mut device, 0, 2 << 20).unwrap();
+    let total = 600_u32;
+    for i in 0..total {
+        let at = OUT + u64::from(i % 256) * 64;
+        if i >= 256 {
+            // It stalls once as many answers wait as may.
+            driver.transport.wait_quiet(|| driver.queues[1].peek_used());
+            break;
+        }
+        driver.write(at, &Guest::header(Op::Data, i, 1).bytes());
+        driver.queues[1].add(&[readable(at, SIZE)]);
+    }
+    for _ in 0..256 {
+        driver.queues[1].wait_used();
+    }
+    for i in 256..300 {
+        let at = OUT + u64::from(i % 256_u32) * 64;
+        driver.write(at, &Guest::header(Op::Data, i, 1).bytes());
+        driver.queues[1].add(&[readable(at, SIZE)]);
+    }
+    driver.transport.wait_quiet(|| driver.queues[1].peek_used());
+    assert_eq!(driver.queues[1].peek_used(), 256, "those wait");
+    for i in 0..300 {
+        driver.queues[0].add(&[writable(IN, BUFFER)]);
+        driver.queues[0].wait_used();
+        let header = Header::parse(&driver.read(IN, SIZE as usize).try_into().unwrap());
+        assert_eq!((header.op, header.destination_port), (Some(Op::Reset), i));
+    }
+}
+
+#[test]
+fn a_device_can_be_reset_and_used_again_and_leaks_nothing() {
+    let place = Place::new();
+    let mut device = vsock(&place);
+    let mut first = None;
+    for _ in 0..50 {
+        let mut guest = Guest::start(&mut device, 0);
+        let (mut stream, _) = connect(&place, &mut guest, 52);
+        device.reset();
+        device.reset();
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "connections end");
+        drop((guest, stream));
+        first.get_or_insert_with(open_descriptors);
+    }
+    assert_descriptors_below(first.unwrap() + 40);
+    drop(device);
+    assert!(!place.socket().exists());
+}
+
+#[test]
+fn hostile_queues_need_a_reset_and_no_more() {
+    let place = Place::new();
+    let mut device = vsock(&place);
+    for (what, breakage) in BREAKAGES {
+        for queue in 0..2 {
+            let mut driver = Driver::start(&mut device, 0, 2 << 20).unwrap();
+            if queue == 0 {
+                // Something to tell the guest, so that its buffers are looked at.
+                driver.write(OUT, &Guest::header(Op::Data, 1, 1).bytes());
+                driver.queues[1].add(&[readable(OUT, SIZE)]);
+            }
+            breakage(&mut driver.queues[queue], DATA + 0x1000);
+            driver.queues[queue].kick();
+            assert!(!driver.transport.wait_needs_reset().is_empty(), "{what}");
+            device.reset();
+        }
+    }
+    let mut guest = Guest::start(&mut device, 0);
+    connect(&place, &mut guest, 52);
+}
+
+#[test]
+fn addresses_and_paths_that_cannot_be_are_refused() {
+    for cid in [0, 1, 2, 0xffff_ffff, 1 << 32] {
+        assert!(matches!(GuestCid::new(cid), Err(VsockError::Cid(bad)) if bad == cid));
+    }
+    let cid = GuestCid::new(3).unwrap();
+    let place = Place::new();
+    let first = Vsock::new(cid, place.socket()).unwrap();
+    assert!(matches!(Vsock::new(cid, place.socket()), Err(VsockError::Busy(_))));
+    drop(first);
+    // One that was left behind by a program that was killed.
+    drop(UnixListener::bind(place.socket()).unwrap());
+    assert!(place.socket().exists());
+    drop(Vsock::new(cid, place.socket()).unwrap());
+    fs::write(place.socket(), b"a file").unwrap();
+    assert!(matches!(Vsock::new(cid, place.socket()), Err(VsockError::NotASocket(_))));
+    assert!(matches!(Vsock::new(cid, place.0.join("x".repeat(100))), Err(VsockError::PathTooLong(_))));
+    assert!(matches!(Vsock::new(cid, place.0.join("no/such")), Err(VsockError::Socket { .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever packets a guest sends: nothing panics, no bound is exceeded, and what it is answered is well-formed.
+    #[test]
+    fn any_packets_are_survived(
+        packets in prop::collection::vec(
+            (0..9_u16, 0..4_u32, 0..3_u32, 0..4_u32, any::<u32>(), any::<u32>(), 0..3000_u32),
+            1..120,
+        ),
+    ) {
+        let place = Place::new();
+        let listener = UnixListener::bind(place.0.join("s_1")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let own = Arc::new(Listener::bind(&place.socket()).unwrap());
+        let mut muxer = Muxer::new(3, own);
+        let events = Events::new().unwrap();
+        let mut driver = Driver::new(&[16, 16], 0, 1 << 20);
+        let mut rings = driver.activation(0).queues.into_iter().map(|queue| Ring::new(queue, driver.memory.clone()));
+        let (mut receive, mut transmit) = (rings.next().unwrap(), rings.next().unwrap());
+        let mut chain = Chain::new();
+        let mut programs = Vec::new();
+        for (op, guest, host, flags, buffer_size, forwarded, length) in packets {
+            let mut bytes = Guest::header(Op::Data, guest, host).bytes();
+            bytes[30..32].copy_from_slice(&op.to_le_bytes());
+            let header = Header { flags, buffer_size, forwarded, length, ..Header::parse(&bytes) };
+            let mut bytes = header.bytes();
+            bytes[30..32].copy_from_slice(&op.to_le_bytes());
+            driver.write(OUT, &bytes);
+            driver.queues[1].add(&[readable(OUT, SIZE + length)]);
+            prop_assert!(transmit.pop(&mut chain).unwrap());
+            if muxer.can_take() {
+                muxer.receive(&chain, &driver.memory, &events).unwrap();
+            }
+            transmit.push(chain.head(), 0).unwrap();
+            if let Ok((stream, _)) = listener.accept() {
+                let _ = (&stream).write(b"from the host");
+                programs.push(stream);
+            }
+            while programs.len() > 3 {
+                programs.remove(0);
+            }
+            for token in super::muxer::FIRST_TOKEN..super::muxer::FIRST_TOKEN + 40 {
+                muxer.ready(token, &events);
+            }
+            for _ in 0..8 {
+                driver.queues[0].add(&[writable(IN, 200)]);
+                prop_assert!(receive.pop(&mut chain).unwrap());
+                let written = muxer.fill(&chain, &driver.memory, &events).unwrap();
+                receive.push(chain.head(), written.unwrap_or(0)).unwrap();
+                if let Some(written) = written {
+                    let bytes = driver.read(IN, SIZE as usize);
+                    let header = Header::parse(&bytes.try_into().unwrap());
+                    prop_assert!(header.op.is_some());
+                    prop_assert_eq!(header.length + SIZE, written);
+                    prop_assert!(written <= 200);
+                }
+            }
+            prop_assert!(muxer.len() <= 12, "there are no more ports than that");
+        }
+    }
+}
+
+/// What is the same whoever carries the sockets is tested above; here it is that the kernel does.
+#[test]
+fn the_kernel_carries_them() {
+    let own = GuestCid::new(0x1234).unwrap();
+    let mut device = match VhostVsock::new(own) {
+        Ok(device) => device,
+        Err(error) => {
+            assert!(matches!(error, VsockError::Vhost { .. }), "{error}");
+            println!("SKIP the_kernel_carries_them: {error}");
+            return;
+        }
+    };
+    assert!(matches!(VhostVsock::new(own), Err(VsockError::CidTaken(0x1234))));
+    let mut config = [0; 8];
+    device.read_config(0, &mut config);
+    assert_eq!(config, [0x34, 0x12, 0, 0, 0, 0, 0, 0]);
+    let mut first = None;
+    for features in [0, EVENT_IDX].repeat(10) {
+        let mut guest = Guest::start(&mut device, features);
+        // Nobody listens to that port of the host.
+        let header = Header { source_cid: 0x1234, ..Guest::header(Op::Request, 1000, 0x7654_3210) };
+        guest.send(header, &[]);
+        let (head, written) = guest.driver.queues[0].wait_used();
+        assert_eq!(written, SIZE);
+        let address = guest.driver.queues[0].address(head);
+        let answer = Header::parse(&guest.driver.read(address, SIZE as usize).try_into().unwrap());
+        assert_eq!(
+            (answer.op, answer.destination_cid, answer.destination_port, answer.source_port),
+            (Some(Op::Reset), 0x1234, 1000, 0x7654_3210)
+        );
+        device.reset();
+        device.reset();
+        first.get_or_insert_with(open_descriptors);
+    }
+    assert_descriptors_below(first.unwrap() + 15);
+    for (what, breakage) in BREAKAGES {
+        let mut driver = Driver::start(&mut device, 0, 2 << 20).unwrap();
+        breakage(&mut driver.queues[1], DATA);
+        driver.queues[1].kick();
+        assert!(driver.transport.wait_needs_reset().contains("vhost"), "{what}");
+        device.reset();
+    }
+}

@@ -1,0 +1,591 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Virtio over PCI, driven as a guest drives it, on the model of the kernel.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation, reason = "tests")]
+
+mod common;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use common::driver::{
+    ACKNOWLEDGE, DRIVER, DRIVER_OK, Driver, DriverQueue, EVENT_IDX, FAILED, FEATURES_OK, INDIRECT_DESC,
+    NEEDS_RESET, NEXT, REGISTERS, VERSION_1, WRITE,
+};
+use common::echo::{Echo, Echoed, FEATURE, TYPE};
+use common::{MEMORY, Machine, REGION, wait_for};
+use irqchip::Errno;
+use irqchip::fake::{Call, Fault};
+use pci::{BarIndex, PciFunction};
+use virtio_devices::ActivateError;
+use vm_memory::{Bytes, GuestAddress};
+
+const ALL: u64 = FEATURE | EVENT_IDX | INDIRECT_DESC;
+
+/// Sends `text` through the device and back.
+fn round_trip(driver: &mut Driver, queue: &mut DriverQueue, text: &[u8]) {
+    let page = driver.pages(4096);
+    let back = page + 2048;
+    driver.memory.write_slice(text, GuestAddress(page)).unwrap();
+    queue.want_interrupt(1);
+    queue.add(&[(page, text.len() as u32, false), (back, 2048, true)]).unwrap();
+    queue.kick(1);
+    let (_, written) = queue.wait_used();
+    assert_eq!(written as usize, text.len());
+    let mut got = vec![0; text.len()];
+    driver.memory.read_slice(&mut got, GuestAddress(back)).unwrap();
+    assert_eq!(got, text);
+}
+
+#[test]
+fn the_function_is_a_modern_virtio_device_with_all_its_structures() {
+    let machine = Machine::new();
+    let driver = Driver::new(&machine, Echo::new(3), true);
+    assert_eq!(driver.config_u32(0), (0x1040 + TYPE) << 16 | 0x1af4);
+    let [revision] = driver.config(8);
+    assert!(revision >= 1);
+    assert_eq!(driver.config::<2>(0x2c), 0x1af4u16.to_le_bytes());
+    let structures = [
+        (driver.common, 56, 4),
+        (driver.notify, 3 * driver.multiplier, 2),
+        (driver.isr, 1, 1),
+        (driver.device, 0, 4),
+    ];
+    for (structure, least, align) in structures {
+        assert!(structure.capability > 0, "there is a capability for it");
+        assert!(structure.length >= least);
+        assert_eq!(structure.offset % align, 0);
+        assert_eq!(structure.bar, 0);
+        assert!(structure.offset + structure.length <= 0x4000);
+    }
+    assert!(driver.multiplier >= 2, "each queue has an address of its own");
+    assert_eq!(driver.queue_count(), 3);
+    for (queue, size, off) in [(0u16, 64, 0), (2, 64, 2), (3, 0, 0), (0xffff, 0, 0)] {
+        driver.select(queue);
+        assert_eq!(u16::from_le_bytes(driver.read(driver.common, 0x18)), size, "size of queue {queue}");
+        assert_eq!(
+            u16::from_le_bytes(driver.read(driver.common, 0x1e)),
+            off,
+            "notify offset of queue {queue}"
+        );
+    }
+    assert_eq!(driver.offered(), FEATURE | VERSION_1 | EVENT_IDX | INDIRECT_DESC);
+}
+
+#[test]
+fn each_queue_is_notified_without_an_exit_and_interrupts_on_its_own_vector() {
+    let machine = Machine::new();
+    let mut driver = Driver::new(&machine, Echo::new(3), true);
+    for features in [ALL, FEATURE] {
+        let mut queues = driver.probe(features);
+        assert!(driver.function.state().notified_in_kernel);
+        for (index, queue) in queues.iter_mut().enumerate() {
+            let before = machine.raised(index as u32 + 1);
+            round_trip(&mut driver, queue, b"how are you?");
+            wait_for("the interrupt", || (machine.raised(index as u32 + 1) > before).then_some(()));
+            assert_eq!(queue.exits, 0);
+        }
+        assert_eq!(machine.raised(0), 0, "the configuration has not changed");
+    }
+}
+
+#[test]
+fn what_is_there_before_the_driver_is_ready_is_served_when_it_is() {
+    let machine = Machine::new();
+    let mut driver = Driver::new(&machine, Echo::new(1), true);
+    let features = driver.negotiate(ALL | VERSION_1);
+    let mut queue = driver.queue(0, features);
+    let page = driver.pages(4096);
+    queue.add(&[(page, 8, false), (page + 8, 8, true)]).unwrap();
+    queue.notify();
+    driver.driver_ok();
+    assert_eq!(queue.wait_used().1, 8);
+}
+
+#[test]
+fn indirect_descriptors_and_buffers_across_two_regions_of_memory() {
+    let machine = Machine::new();
+    let mut driver = Driver::new(&machine, Echo::new(1), true);
+    let mut queues = driver.probe(ALL);
+    let queue = &mut queues[0];
+    let border = MEMORY + REGION;
+    let data: Vec<u8> = (0..=255).cycle().take(6000).collect();
+    driver.memory.write_slice(&data, GuestAddress(border - 3000)).unwrap();
+    let table = driver.pages(4096);
+    let back = driver.pages(8192);
+    // An empty buffer in between is odd, but nowhere forbidden.
+    let buffers =
+        [(border - 3000, 6000, false), (7, 0, false), (back, 5000, true), (back + 5000, 1000, true)];
+    queue.add_indirect(table, &buffers).unwrap();
+    queue.kick(1);
+    assert_eq!(queue.wait_used().1, 6000);
+    let mut got = vec![0; 6000];
+    driver.memory.read_slice(&mut got, GuestAddress(back)).unwrap();
+    assert_eq!(got, data);
+}
+
+#[test]
+fn notifications_follow_the_bar() {
+    let machine = Machine::new();
+    let mut driver = Driver::new(&machine, Echo::new(2), true);
+    assert_eq!(machine.vm.live().ioevents, 0, "nobody listens before the driver is ready");
+    let mut queues = driver.probe(ALL);
+    assert_eq!(machine.vm.live().ioevents, 2);
+    // The guest moves the BAR, or takes it away, while the device runs.
+    for base in [REGISTERS + 0x10_0000, REGISTERS] {
+        driver.set_config(4, &0u16.to_le_bytes());
+        assert_eq!(machine.vm.live().ioevents, 0, "a BAR that does not decode has no doorbells");
+        driver.place(base);
+        assert_eq!(machine.vm.live().ioevents, 2);
+        for queue in &mut queues {
+            queue.moved_to(base);
+            round_trip(&mut driver, queue, b"still there?");
+            assert_eq!(queue.exits, 0);
+        }
+    }
+}
+
+#[test]
+fn a_kernel_that_takes_no_notifications_costs_exits_and_nothing_else() {
+    let machine = Machine::new();
+    let mut driver = Driver::new(&machine, Echo::new(2), true);
+    machine.vm.inject(Fault::next(Call::AssignIoevent, Errno::ENOSPC).persistent());
+    let mut queues = driver.probe(ALL);
+    let state = driver.function.state();
+    assert!(!state.notified_in_kernel);
+    assert!(state.notification_trouble.is_some());
+    for queue in &mut queues {
+        round_trip(&mut driver, queue, b"the long way");
+        assert!(queue.exits > 0);
+    }
+}
+
+#[test]
+fn a_driver_can_be_bound_and_unbound_any_number_of_times() {
+    let machine = Machine::new();
+    let before = machine.vm.live();
+    let shared = Arc::new(Echoed::default());
+    let mut driver = Driver::new(&machine, Echo::sharing(2, shared.clone()), true);
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    for round in 1..=50 {
+        let mut queues = driver.probe(ALL);
+        for queue in &mut queues {
+            round_trip(&mut driver, queue, format!("round {round}").as_bytes());
+        }
+        driver.reset();
+        driver.disable_msix();
+        assert_eq!(shared.activations.load(Ordering::SeqCst), round);
+        assert_eq!(machine.vm.live().ioevents, 0);
+        assert_eq!(Arc::strong_count(&shared.alive), 1, "the workers have ended");
+    }
+    let now = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    // The eventfds of three vectors stay with their vectors. Other tests of this process may have some open as well, and close them.
+    assert!(now <= descriptors + 3 + 64, "{now} descriptors, {descriptors} before");
+    drop(driver);
+    assert_eq!(machine.vm.live(), before, "everything is given back");
+}
+
+#[test]
+fn dropping_a_running_function_gives_everything_back() {
+    let machine = Machine::new();
+    let before = machine.vm.live();
+    let mut driver = Driver::new(&machine, Echo::new(2), true);
+    let queues = driver.probe(ALL);
+    assert_eq!(machine.vm.live().irqfds, before.irqfds + 3);
+    drop(queues);
+    drop(driver);
+    wait_for("routes to be withdrawn", || {
+        machine.wiring.router().flush().unwrap();
+        (machine.vm.live() == before).then_some(())
+    });
+}
+
+#[test]
+fn a_conventional_reset_is_complete() {
+    let machine = Machine::new();
+    let mut driver = Driver::new(&machine, Echo::new(1), true);
+    let _queues = driver.probe(ALL);
+    driver.function.reset();
+    driver.function.placed(&[]);
+    assert_eq!(driver.status(), 0);
+    assert_eq!(machine.vm.live().ioevents, 0);
+    assert!(driver.function.decoded().is_empty());
+    // And usable again.
+    driver.place(REGISTERS);
+    let mut queues = driver.probe(ALL);
+    round_trip(&mut driver, &mut queues[0], b"after the reset");
+}
+
+#[test]
+fn without_msi_the_line_is_raised_and_reading_the_isr_lowers_it() {
+    for msix in [true, false] {
+        // With the capability there, but not enabled: pci=nomsi; and without it.
+        let machine = Machine::new();
+        let mut driver = Driver::new(&machine, Echo::new(2), msix);
+        let features = driver.negotiate(ALL | VERSION_1);
+        let mut queues = [driver.queue(0, features), driver.queue(1, features)];
+        driver.driver_ok();
+        for queue in &mut queues {
+            let before = machine.raised_line();
+            round_trip(&mut driver, queue, b"knock");
+            wait_for("the line", || (machine.raised_line() > before).then_some(()));
+            assert_ne!(driver.config::<2>(6)[0] & 8, 0, "interrupt status");
+            let taken = machine.vm.guest().take().unwrap();
+            assert_eq!(taken, machine.intx());
+            // A handler reads the ISR, and ends the interrupt.
+            wait_for("the reason", || (driver.isr() == 1).then_some(()));
+            assert_eq!(driver.isr(), 0, "reading clears it");
+            machine.vm.guest().eoi(taken);
+            machine.resampler.run().unwrap();
+            assert!(!machine.line_is_high(), "nothing more to say");
+            assert_eq!(driver.config::<2>(6)[0] & 8, 0);
+        }
+        if msix {
+            assert_eq!(machine.raised(1) + machine.raised(2), 0);
+        }
+    }
+}
+
+#[test]
+fn a_line_that_is_not_served_stays_up_and_a_disabled_one_stays_down() {
+    let machine = Machine::new();
+    let mut driver = Driver::new(&machine, Echo::new(1), true);
+    let features = driver.negotiate(ALL | VERSION_1);
+    let mut queues = [driver.queue(0, features)];
+    driver.driver_ok();
+    round_trip(&mut driver, &mut queues[0], b"hello?");
+    wait_for("the line", || machine.line_is_high().then_some(()));
+    // An EOI without a look at the device: it comes again.
+    let taken = machine.vm.guest().take().unwrap();
+    machine.vm.guest().eoi(taken);
+    machine.resampler.run().unwrap();
+    assert!(machine.line_is_high());
+    let taken = machine.vm.guest().take().unwrap();
+    // Interrupt Disable takes the pin down, and leaves the reason.
+    driver.set_config(4, &0x0406u16.to_le_bytes());
+    machine.vm.guest().eoi(taken);
+    machine.resampler.run().unwrap();
+    assert!(!machine.line_is_high());
+    driver.set_config(4, &0x0006u16.to_le_bytes());
+    assert!(machine.line_is_high());
+    // A function with MSI-X on does not use its pin.
+    let taken = machine.vm.guest().take().unwrap();
+    driver.enable_msix(2);
+    machine.vm.guest().eoi(taken);
+    machine.resampler.run().unwrap();
+    assert!(!machine.line_is_high());
+    driver.disable_msix();
+    assert!(machine.line_is_high());
+    assert_eq!(driver.isr(), 1);
+}
+
+#[test]
+fn an_interrupt_of_vhost_reaches_the_guest_through_the_vector_or_the_line() {
+    for msix in [true, false] {
+        let machine = Machine::new();
+        let shared = Arc::new(Echoed { idle: true, ..Echoed::default() });
+        let mut driver = Driver::new(&machine, Echo::sharing(2, shared.clone()), true);
+        if msix {
+            driver.probe(ALL);
+        } else {
+            let features = driver.negotiate(ALL | VERSION_1);
+            let _ = [driver.queue(0, features), driver.queue(1, features)];
+            driver.driver_ok();
+        }
+        let transport = shared.transport.lock().unwrap().clone().unwrap();
+        for queue in 0..2u16 {
+            let before = (machine.raised(u32::from(queue) + 1), machine.raised_line());
+            let fd = transport.queue_eventfd(queue).unwrap();
+            rustix::io::write(fd, &1u64.to_ne_bytes()).unwrap();
+            wait_for("the interrupt", || {
+                let now = (machine.raised(u32::from(queue) + 1), machine.raised_line());
+                (if msix { now.0 > before.0 } else { now.1 > before.1 }).then_some(())
+            });
+            if !msix {
+                wait_for("the reason", || (driver.isr() == 1).then_some(()));
+                let taken = machine.vm.guest().take().unwrap();
+                machine.vm.guest().eoi(taken);
+                machine.resampler.run().unwrap();
+            }
+        }
+        drop(transport);
+        driver.reset();
+    }
+}
+
+#[test]
+fn a_change_of_the_configuration_interrupts_and_changes_the_generation() {
+    let machine = Machine::new();
+    let shared = Arc::new(Echoed::default());
+    *shared.config.lock().unwrap() = vec![1, 2, 3];
+    let mut driver = Driver::new(&machine, Echo::sharing(1, shared.clone()), true);
+    assert_eq!(driver.read::<4>(driver.device, 0), [1, 2, 3, 0], "beyond the end is zero");
+    driver.write(driver.device, 1, &[7]);
+    assert_eq!(driver.read::<4>(driver.device, 0), [1, 7, 3, 0]);
+    driver.probe(ALL);
+    let [generation] = driver.read::<1>(driver.common, 0x15);
+    shared.config.lock().unwrap()[0] = 9;
+    driver.function.transport().config_changed();
+    assert_eq!(machine.raised(0), 1);
+    assert_ne!(driver.read::<1>(driver.common, 0x15), [generation]);
+    // On the line, with its own bit.
+    driver.reset();
+    driver.disable_msix();
+    let features = driver.negotiate(ALL | VERSION_1);
+    let _queue = driver.queue(0, features);
+    driver.driver_ok();
+    driver.function.transport().config_changed();
+    assert_eq!(driver.isr(), 2);
+    assert_eq!(machine.raised(0), 1);
+}
+
+#[test]
+fn an_unmapped_vector_is_polled_and_one_that_there_is_not_cannot_be_mapped() {
+    let machine = Machine::new();
+    let mut driver = Driver::new(&machine, Echo::new(1), true);
+    let features = driver.negotiate(ALL | VERSION_1);
+    driver.enable_msix(2);
+    assert_eq!(driver.map_queue_vector(0, 2), 0xffff, "there are two vectors: 0 and 1");
+    assert_eq!(driver.map_config_vector(0xffff), 0xffff);
+    let mut queue = driver.queue(0, features);
+    driver.driver_ok();
+    round_trip(&mut driver, &mut queue, b"quietly");
+    driver.function.transport().config_changed();
+    assert_eq!(machine.raised(0) + machine.raised(1) + machine.raised_line(), 0);
+    // Two interrupts may share a vector.
+    assert_eq!(driver.map_queue_vector(0, 1), 1);
+    assert_eq!(driver.map_config_vector(1), 1);
+    round_trip(&mut driver, &mut queue, b"aloud");
+    wait_for("the interrupt", || (machine.raised(1) > 0).then_some(()));
+}
+
+#[test]
+fn interrupts_that_the_driver_does_not_want_are_not_sent() {
+    let machine = Machine::new();
+    let mut driver = Driver::new(&machine, Echo::new(1), true);
+    // EVENT_IDX: only for the third chain.
+    let mut queues = driver.probe(ALL);
+    let page = driver.pages(4096);
+    let one = [(page, 8, false), (page + 8, 8, true)];
+    queues[0].want_interrupt(3);
+    for n in 1..=3u64 {
+        assert_eq!(machine.raised(1), 0, "before chain {n}");
+        queues[0].add(&one).unwrap();
+        queues[0].kick(1);
+        wait_for("the chain to be used", || {
+            let used: u16 = driver.memory.read_obj(GuestAddress(queues[0].used + 2)).unwrap();
+            (u64::from(used) == n).then_some(())
+        });
+    }
+    wait_for("the interrupt", || (machine.raised(1) == 1).then_some(()));
+    // Without: not at all.
+    let mut queues = driver.probe(FEATURE);
+    queues[0].set_available_flags(1);
+    for _ in 0..3 {
+        queues[0].add(&one).unwrap();
+        queues[0].kick(1);
+        queues[0].wait_used();
+    }
+    driver.reset();
+    assert_eq!(machine.raised(1), 1);
+}
+
+#[test]
+fn features_are_agreed_on_or_not() {
+    let machine = Machine::new();
+    let shared = Arc::new(Echoed::default());
+    let mut driver = Driver::new(&machine, Echo::sharing(1, shared.clone()), true);
+    let table = [
+        (VERSION_1, true),
+        (VERSION_1 | FEATURE | EVENT_IDX, true),
+        (FEATURE, false),
+        (VERSION_1 | 1 << 33, false),
+        (VERSION_1 | 1 << 5, false),
+        (0, false),
+    ];
+    for (features, agreed) in table {
+        driver.reset();
+        driver.set_status(ACKNOWLEDGE | DRIVER);
+        driver.accept(features);
+        driver.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        assert_eq!(driver.status() & FEATURES_OK != 0, agreed, "{features:#x}");
+        let _queue = driver.queue(0, features);
+        let before = shared.activations.load(Ordering::SeqCst);
+        driver.driver_ok();
+        assert_eq!(driver.status() & DRIVER_OK != 0, agreed, "{features:#x}");
+        assert_eq!(shared.activations.load(Ordering::SeqCst) - before, u64::from(agreed));
+        if agreed {
+            assert_eq!(shared.features.load(Ordering::SeqCst), features);
+            assert_eq!(*shared.queues.lock().unwrap(), [0]);
+        }
+    }
+    driver.set_status(FAILED);
+    assert_ne!(driver.status() & FAILED, 0);
+}
+
+#[test]
+fn a_device_that_cannot_start_says_so_and_may_be_tried_again() {
+    let machine = Machine::new();
+    let shared = Arc::new(Echoed::default());
+    let mut driver = Driver::new(&machine, Echo::sharing(1, shared.clone()), true);
+    let error = io::Error::other("the cable is cut");
+    *shared.fail.lock().unwrap() =
+        Some(ActivateError::Backend { action: "use the tap".to_owned(), source: error.into() });
+    driver.probe(ALL);
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    assert_eq!(machine.raised(0), 1, "a configuration change tells the driver");
+    assert_eq!(driver.function.state().trouble.unwrap(), "cannot use the tap: the cable is cut");
+    assert_eq!(machine.vm.live().ioevents, 0);
+    let mut queues = driver.probe(ALL);
+    assert_eq!(driver.status() & NEEDS_RESET, 0);
+    round_trip(&mut driver, &mut queues[0], b"mended");
+}
+
+#[test]
+fn rings_outside_of_memory_do_not_start() {
+    let machine = Machine::new();
+    // Which of the addresses, and what it is set to.
+    let table = [
+        (0x20u64, 0u64),
+        (0x20, MEMORY + 2 * REGION - 16),
+        (0x28, 0),
+        (0x28, MEMORY + 2 * REGION),
+        (0x30, u64::MAX - 3),
+        (0x20, u64::MAX - 15),
+        (0x28, u64::MAX - 1),
+    ];
+    for (register, address) in table {
+        let shared = Arc::new(Echoed::default());
+        let mut driver = Driver::new(&machine, Echo::sharing(1, shared.clone()), true);
+        driver.negotiate(VERSION_1);
+        driver.select(0);
+        for (at, good) in [(0x20, MEMORY), (0x28, MEMORY + 0x1000), (0x30, MEMORY + 0x2000)] {
+            let value = if at == register { address } else { good };
+            driver.write(driver.common, at, &(value as u32).to_le_bytes());
+            driver.write(driver.common, at + 4, &((value >> 32) as u32).to_le_bytes());
+        }
+        driver.write(driver.common, 0x1c, &1u16.to_le_bytes());
+        driver.driver_ok();
+        assert_ne!(driver.status() & NEEDS_RESET, 0, "{register:#x} = {address:#x}");
+        assert_eq!(shared.activations.load(Ordering::SeqCst), 0);
+    }
+}
+
+/// Breaks a queue in some way.
+type Break = fn(&mut Driver, &mut DriverQueue);
+
+#[test]
+fn a_broken_ring_needs_a_reset_and_a_reset_mends_it() {
+    let table: [(&str, Break); 13] = [
+        ("a buffer outside of memory", |_, queue| {
+            queue.add(&[(0x1000, 16, false)]).unwrap();
+        }),
+        ("a buffer that ends outside of memory", |_, queue| {
+            queue.add(&[(MEMORY + 2 * REGION - 8, 16, true)]).unwrap();
+        }),
+        ("a buffer that wraps around", |_, queue| {
+            queue.add(&[(u64::MAX - 7, 16, true)]).unwrap();
+        }),
+        ("a loop", |_, queue| {
+            queue.descriptor(0, MEMORY, 16, NEXT, 1);
+            queue.descriptor(1, MEMORY, 16, NEXT, 0);
+            queue.expose(0);
+        }),
+        ("a loop of empty buffers", |driver, queue| {
+            let table = driver.pages(4096);
+            for entry in 0..4 {
+                queue.write_descriptor(table + entry * 16, MEMORY, 0, NEXT, (entry as u16 + 1) % 4);
+            }
+            queue.descriptor(0, table, 64, 4, 0);
+            queue.expose(0);
+        }),
+        ("a next descriptor that is not there", |_, queue| {
+            queue.descriptor(0, MEMORY, 16, NEXT, 64);
+            queue.expose(0);
+        }),
+        ("a head that is not there", |_, queue| queue.expose(0xffff)),
+        ("readable after writable", |_, queue| {
+            queue.add(&[(MEMORY, 16, true), (MEMORY, 16, false)]).unwrap();
+        }),
+        ("more available than the queue has", |_, queue| queue.set_available_index(65)),
+        ("an indirect table in an indirect table", |driver, queue| {
+            let table = driver.pages(4096);
+            queue.add_indirect(table, &[(MEMORY, 16, false)]).unwrap();
+            queue.write_descriptor(table, table, 16, 4, 0);
+        }),
+        ("an indirect table of no whole descriptors", |_, queue| {
+            queue.descriptor(0, MEMORY, 17, 4, 0);
+            queue.expose(0);
+        }),
+        ("an indirect table that is continued", |_, queue| {
+            queue.descriptor(0, MEMORY, 16, 4 | NEXT, 1);
+            queue.expose(0);
+        }),
+        ("four gigabytes and more", |driver, queue| {
+            let table = driver.pages(0x1_0000);
+            let most = (2 * REGION) as u32;
+            queue.add_indirect(table, &vec![(MEMORY, most, true); 257]).unwrap();
+        }),
+    ];
+    let machine = Machine::new();
+    let mut driver = Driver::new(&machine, Echo::new(1), true);
+    for (what, break_it) in table {
+        let before = machine.raised(0);
+        let mut queues = driver.probe(ALL);
+        break_it(&mut driver, &mut queues[0]);
+        queues[0].notify();
+        wait_for(what, || (driver.status() & NEEDS_RESET != 0).then_some(()));
+        wait_for(what, || (machine.raised(0) > before).then_some(()));
+        assert!(driver.function.state().trouble.is_some());
+        assert!(!driver.function.state().is_running());
+        let mut queues = driver.probe(ALL);
+        round_trip(&mut driver, &mut queues[0], what.as_bytes());
+    }
+    assert_eq!(WRITE, 2);
+}
+
+#[test]
+fn the_structures_are_reachable_through_configuration_space() {
+    let machine = Machine::new();
+    let driver = Driver::new(&machine, Echo::new(3), true);
+    let at = driver.access.capability;
+    let window = |bar: u8, offset: u32, length: u32| {
+        driver.set_config(at + 4, &[bar]);
+        driver.set_config(at + 8, &offset.to_le_bytes());
+        driver.set_config(at + 12, &length.to_le_bytes());
+    };
+    window(0, driver.common.offset + 0x12, 2);
+    assert_eq!(driver.config::<4>(at + 16), [3, 0, 0, 0], "num_queues");
+    window(0, driver.common.offset + 0x14, 1);
+    driver.set_config(at + 16, &[ACKNOWLEDGE, 0, 0, 0]);
+    assert_eq!(driver.status(), ACKNOWLEDGE);
+    // What points nowhere reads zero, and is not written.
+    for (bar, offset, length) in
+        [(1, 0x14, 1), (0, 0x14, 3), (0, 0x14, 8), (0, 0x4000, 4), (0, u32::MAX, 1), (0, 0x13, 2)]
+    {
+        window(bar, driver.common.offset + offset, length);
+        driver.set_config(at + 16, &[0; 4]);
+        assert_eq!(driver.status(), ACKNOWLEDGE, "{bar} {offset:#x} {length}");
+        assert_eq!(driver.config::<4>(at + 16), [0; 4]);
+    }
+}
+
+#[test]
+fn accesses_of_any_shape_anywhere_do_no_harm() {
+    let machine = Machine::new();
+    let mut driver = Driver::new(&machine, Echo::new(1), true);
+    let mut queues = driver.probe(ALL);
+    for bar in 0..=6 {
+        let bar = BarIndex::new(bar).unwrap();
+        for offset in (0..0x4000u64).step_by(0x3fd).chain([0x3fff, 0xfff, 0x1fff, 0x2ffe]) {
+            for length in 1..=8usize {
+                let mut data = vec![0xa5; length];
+                driver.function.read_bar(bar, offset, &mut data);
+                if offset >= 0x40 {
+                    driver.function.write_bar(bar, offset, &data);
+                }
+            }
+        }
+    }
+    round_trip(&mut driver, &mut queues[0], b"unharmed");
+}

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+# shellcheck shell=sh disable=SC2034
+# QEMU with a thread of its own for the disk, as its manual advises for speed; without `iothread` the main thread serves it.
+iothread=1
+. "$bench/vmms/qemu.sh"
+iothread=

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A running machine as the control socket sees it.
+
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::control::{DeviceState, Machine, RunState, VmState};
+use crate::error::{Error, Result};
+use crate::hotplug::HotPlug;
+use crate::irq::Line;
+use crate::irq::explain::Explanation;
+use crate::machine::{Parts, Running};
+use crate::metrics::Family;
+use crate::outcome::{Outcome, Verdict};
+use crate::pci_host::PciHost;
+use crate::vfio_config::Vfio;
+use crate::vfio_pci::Place;
+
+/// A running machine.
+pub(crate) struct Live {
+    pub(crate) parts: Arc<Parts>,
+    pub(crate) running: Arc<Running>,
+    pub(crate) hotplug: Arc<HotPlug>,
+    pub(crate) verdict: Verdict,
+    /// Signalled for the guest to be asked to power itself off.
+    pub(crate) power: Arc<EventFd>,
+}
+
+impl Machine for Live {
+    fn state(&self) -> VmState {
+        let config = &self.parts.config;
+        VmState {
+            pid: std::process::id(),
+            state: if self.running.pause.is_asked() { RunState::Paused } else { RunState::Running },
+            vcpus: config.cpus,
+            memory: config.memory.0,
+            gic: self.parts.gic.config().to_string(),
+            kernel: config.kernel.display().to_string(),
+            uptime: self.parts.started.elapsed().as_secs(),
+        }
+    }
+
+    fn pause(&self) -> Result<()> {
+        self.running.pause()
+    }
+
+    fn resume(&self) {
+        self.running.pause.resume();
+    }
+
+    fn shutdown(&self) -> Result<()> {
+        if self.running.pause.is_asked() {
+            return Err(Error::host("the guest is paused, so it cannot power itself off")
+                .hint("resume it first, or kill it"));
+        }
+        if !self.parts.gpio.guest_listens() {
+            return Err(Error::host("nobody in the guest listens to its power button")
+                .hint("wait until it has booted, or kill it; its kernel needs gpio-keys"));
+        }
+        self.power.write(1).map_err(|e| Error::failure("cannot press the power button").because(e))
+    }
+
+    fn kill(&self) {
+        self.verdict.set(Outcome::UserQuit);
+    }
+
+    fn devices(&self) -> Vec<DeviceState> {
+        let pci = self.parts.pci.as_ref();
+        let virtio = pci.into_iter().flat_map(PciHost::virtio).map(|virtio| DeviceState {
+            name: virtio.name.clone(),
+            kind: "virtio".into(),
+            address: virtio.bdf.to_string(),
+            host: None,
+            removable: false,
+        });
+        let devices = self.parts.vfio.lock();
+        let vfio = devices.iter().map(|assigned| DeviceState {
+            name: assigned.wanted.name().to_owned(),
+            kind: "vfio".into(),
+            address: assigned.at(pci.map(PciHost::bridge)),
+            host: Some(assigned.wanted.device.clone()),
+            removable: matches!(assigned.place, Place::Slot(_)),
+        });
+        virtio.chain(vfio).collect()
+    }
+
+    fn add(&self, device: Vfio) -> Result<()> {
+        self.hotplug.add(device)
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        self.hotplug.remove(name)
+    }
+
+    fn irqs(&self) -> Vec<Line> {
+        self.parts.irqs()
+    }
+
+    fn explain(&self, line: &str) -> Option<Explanation> {
+        self.parts.explain(&self.running, line)
+    }
+
+    fn metrics(&self) -> Vec<Family> {
+        self.parts.metrics()
+    }
+}
