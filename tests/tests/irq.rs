@@ -14,8 +14,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+/// One queue: with more, which vector interrupts depends on the vCPU that reads.
 fn disk(scratch: &Scratch) -> String {
-    format!("path={}", scratch.file("disk.img", vec![7; 1 << 20]).display())
+    format!("path={},queues=1", scratch.file("disk.img", vec![7; 1 << 20]).display())
 }
 
 /// `entry` is that of the disk's first queue in the MSI-X table, `control` message control, `data` the message's.
