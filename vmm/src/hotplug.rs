@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::machine::Parts;
 use crate::outcome::Verdict;
 use crate::vfio_config::Vfio;
-use crate::vfio_pci::{Assigned, Place, Subscriber, check_name};
+use crate::vfio_pci::{Assigned, Place, Subscriber, check_name, reset_with_bus};
 
 /// The event loop as other threads reach it.
 pub(crate) type Loop = RemoteEndpoint<Box<dyn MutEventSubscriber>>;
@@ -77,6 +77,8 @@ impl HotPlug {
                 .hint("remove a device, or start the guest with a larger --pci-slots")
         })?;
         let mut assigned = Assigned::open(wanted, &parts.passthrough, &parts.lines, pci, Place::Slot(slot))?;
+        // What the guest has already must not be disturbed.
+        reset_with_bus(&[&assigned]);
         let subscribers = assigned.subscribers(&self.verdict, pci.bridge())?;
         assigned.subscribers = self.subscribe(subscribers)?;
         if let Err(e) = assigned.plug(pci.bridge()) {

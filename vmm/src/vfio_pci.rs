@@ -75,6 +75,8 @@ impl VfioDevices {
             assigned.plug(pci.bridge())?;
             devices.push(assigned);
         }
+        // Not before all are there: a bus is reset once, for all that are on it.
+        reset_with_bus(&this.lock().iter().collect::<Vec<_>>());
         Ok(this)
     }
 
@@ -104,6 +106,14 @@ impl VfioDevices {
                 )
             })
             .collect()
+    }
+}
+
+/// Resets devices that have no reset of their own with their bus, where only they are on it.
+pub(crate) fn reset_with_bus(devices: &[&Assigned]) {
+    let functions: Vec<&VfioPciFunction> = devices.iter().map(|assigned| &*assigned.function).collect();
+    for together in VfioPciFunction::reset_with_bus(&functions) {
+        tracing::info!("reset with their bus: {}", together.join(", "));
     }
 }
 

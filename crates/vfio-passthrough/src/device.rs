@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Error;
 use crate::dma::DmaSpace;
+use crate::host::HostDevice;
+use crate::hot_reset::{HotReset, HotResetInfo};
 use crate::info::{DeviceInfo, DeviceKind, IrqInfo, RegionInfo};
 use crate::iommu::IommuKind;
 use crate::irq_set::IrqSet;
@@ -69,6 +71,18 @@ pub trait RawDevice: Send + Sync + fmt::Debug {
     /// # Errors
     /// `ENOTTY` and others where the device has no reset.
     fn reset(&self) -> io::Result<()>;
+
+    /// `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`.
+    ///
+    /// # Errors
+    /// `ENODEV` for a PCI device whose bus cannot be reset, as a root bus cannot; `ENOTTY` for a device without such a bus.
+    fn hot_reset_info(&self) -> io::Result<HotResetInfo>;
+
+    /// `VFIO_DEVICE_PCI_HOT_RESET`.
+    ///
+    /// # Errors
+    /// `EINVAL` if not all that is reset belongs to whoever asks; `ENODEV` and `ENOTTY` as above.
+    fn hot_reset(&self, request: &HotReset<'_>) -> io::Result<()>;
 }
 
 /// The kernel's.
@@ -113,6 +127,14 @@ impl RawDevice for KernelDevice {
     fn reset(&self) -> io::Result<()> {
         sys::reset(self.0.as_fd())
     }
+
+    fn hot_reset_info(&self) -> io::Result<HotResetInfo> {
+        sys::hot_reset_info(self.0.as_fd())
+    }
+
+    fn hot_reset(&self, request: &HotReset<'_>) -> io::Result<()> {
+        sys::hot_reset(self.0.as_fd(), request)
+    }
 }
 
 /// A device that is open and attached to the guest's DMA space. Dropping it closes it: the kernel takes its interrupts and
@@ -125,8 +147,8 @@ pub struct Device {
     iommu: IommuKind,
     failed_reads: AtomicU64,
     failed_writes: AtomicU64,
-    /// The address space that it shares with others.
-    space: Option<Arc<DmaSpace>>,
+    /// Which device of the host's, and the address space that it is in with others.
+    home: Option<(HostDevice, Arc<DmaSpace>)>,
     /// Keeps it attached.
     _attachment: Box<dyn Any + Send + Sync>,
 }
@@ -151,16 +173,26 @@ impl Device {
         raw: Box<dyn RawDevice>,
         attachment: Box<dyn Any + Send + Sync>,
     ) -> Result<Arc<Self>, Error> {
-        Self::in_space(name.into(), iommu, raw, attachment, None)
+        Self::build(name.into(), iommu, raw, attachment, None)
     }
 
-    /// The same for one that shares an address space.
+    /// The same for one that is in an address space.
     pub(crate) fn in_space(
+        device: &HostDevice,
+        space: Arc<DmaSpace>,
+        raw: Box<dyn RawDevice>,
+        attachment: Box<dyn Any + Send + Sync>,
+    ) -> Result<Arc<Self>, Error> {
+        let home = Some((device.clone(), Arc::clone(&space)));
+        Self::build(device.name().to_owned(), space.kind(), raw, attachment, home)
+    }
+
+    fn build(
         name: String,
         iommu: IommuKind,
         raw: Box<dyn RawDevice>,
         attachment: Box<dyn Any + Send + Sync>,
-        space: Option<Arc<DmaSpace>>,
+        home: Option<(HostDevice, Arc<DmaSpace>)>,
     ) -> Result<Arc<Self>, Error> {
         let info = raw.info().map_err(|e| Error::kernel("look at", &name, e))?;
         Ok(Arc::new(Self {
@@ -170,14 +202,21 @@ impl Device {
             iommu,
             failed_reads: AtomicU64::new(0),
             failed_writes: AtomicU64::new(0),
-            space,
+            home,
             _attachment: attachment,
         }))
     }
 
     /// The address space that it shares with other devices, if there are others in it now.
     pub(crate) fn shared_space(&self) -> Option<&Arc<DmaSpace>> {
-        self.space.as_ref().filter(|space| space.devices() > 1)
+        let (_, space) = self.home.as_ref()?;
+        // Without an IOMMU there is nothing to share.
+        (self.iommu != IommuKind::NoIommu && space.devices() > 1).then_some(space)
+    }
+
+    /// Which device of the host's it is, and its address space, if it was opened in one.
+    pub(crate) fn home(&self) -> Option<(&HostDevice, &Arc<DmaSpace>)> {
+        self.home.as_ref().map(|(device, space)| (device, space))
     }
 
     /// Its name in sysfs.
@@ -301,6 +340,26 @@ impl Device {
     /// [`Error::Kernel`].
     pub fn reset(&self) -> Result<(), Error> {
         self.raw.reset().map_err(|e| Error::kernel("reset", &self.name, e))
+    }
+
+    /// What is reset with its bus; `None` if the bus cannot be reset.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn hot_reset_info(&self) -> Result<Option<HotResetInfo>, Error> {
+        match self.raw.hot_reset_info() {
+            Ok(info) => Ok(Some(info)),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOTTY)) => Ok(None),
+            Err(e) => Err(Error::kernel("find out what is reset with", &self.name, e)),
+        }
+    }
+
+    /// Resets it and all others on its bus. Whoever calls this has made sure that they are all to be reset.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn hot_reset(&self, request: &HotReset<'_>) -> Result<(), Error> {
+        self.raw.hot_reset(request).map_err(|e| Error::kernel("reset the bus of", &self.name, e))
     }
 }
 

@@ -10,7 +10,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use crate::Error;
 use crate::device::Device;
 use crate::host::HostDevice;
-use crate::iommu::{Container, DmaMemory, Iommu, IommuChoice, IommuKind, Iommufd, VfioFiles};
+use crate::iommu::{Container, DmaMemory, GroupFile, Iommu, IommuChoice, IommuKind, Iommufd, VfioFiles};
 use crate::sys::Mapping;
 
 /// All I/O address spaces of one guest: one for each interface that its devices use, each made when the first device wants it.
@@ -72,7 +72,8 @@ pub struct DmaSpace {
 
 #[derive(Debug, Default)]
 struct State {
-    devices: usize,
+    /// The names of the devices that are open.
+    devices: Vec<String>,
     /// In the order in which it was mapped.
     mapped: Vec<(u64, DmaMemory)>,
 }
@@ -80,6 +81,7 @@ struct State {
 /// A device's share of a space. Dropped after the device is closed and before it is detached.
 struct Member {
     space: Arc<DmaSpace>,
+    name: String,
     /// Dropped last.
     attachment: Option<Box<dyn std::any::Any + Send + Sync>>,
 }
@@ -87,8 +89,10 @@ struct Member {
 impl Drop for Member {
     fn drop(&mut self) {
         let mut state = self.space.state();
-        state.devices = state.devices.saturating_sub(1);
-        if state.devices == 0 {
+        if let Some(own) = state.devices.iter().position(|name| *name == self.name) {
+            state.devices.swap_remove(own);
+        }
+        if state.devices.is_empty() {
             self.space.unmap_all(&mut state);
         }
         // Still under the lock: a device that comes now finds either the old container with all mappings or an empty one with none.
@@ -123,23 +127,33 @@ impl DmaSpace {
             drop(attachment);
             return Err(e);
         }
-        state.devices += 1;
+        state.devices.push(device.name().to_owned());
         drop(state);
-        let member = Member { space: Arc::clone(self), attachment: Some(attachment) };
-        // Without an IOMMU there is nothing to share.
-        let shared = (self.kind() != IommuKind::NoIommu).then(|| Arc::clone(self));
-        Device::in_space(device.name().to_owned(), self.kind(), raw, Box::new(member), shared)
+        let name = device.name().to_owned();
+        let member = Member { space: Arc::clone(self), name, attachment: Some(attachment) };
+        Device::in_space(device, Arc::clone(self), raw, Box::new(member))
     }
 
     /// How many devices are open in it.
     #[must_use]
     pub fn devices(&self) -> usize {
-        self.state().devices
+        self.state().devices.len()
+    }
+
+    /// Whether a device of that name is open in it.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.state().devices.iter().any(|device| device == name)
+    }
+
+    /// The files of the groups that are in it, by number.
+    pub(crate) fn groups(&self) -> Vec<(u32, GroupFile)> {
+        self.iommu.groups()
     }
 
     /// Maps the guest's memory unless that was done for another device.
     fn map_all(&self, device: &HostDevice, state: &mut State) -> Result<(), Error> {
-        if state.devices > 0 || self.kind() == IommuKind::NoIommu {
+        if !state.devices.is_empty() || self.kind() == IommuKind::NoIommu {
             return Ok(());
         }
         let memory = DmaMemory::of_guest(&self.memory).map_err(|e| self.cannot_map(device, e))?;

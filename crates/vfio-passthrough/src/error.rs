@@ -157,6 +157,16 @@ pub enum Error {
         /// Which device.
         name: String,
     },
+    /// A device has no reset of its own, and its bus, which could be reset, has others that are in the way.
+    #[error("{name} can only be reset together with its bus, where {others}")]
+    BusInTheWay {
+        /// Which device.
+        name: String,
+        /// The devices that are in the way, each with why.
+        others: String,
+        /// What to do about each.
+        hint: String,
+    },
     /// The host's interrupt line is shared with another driver's device.
     #[error("interrupt {index} of {name} is shared with another device of the host")]
     SharedInterrupt {
@@ -262,6 +272,7 @@ impl Error {
                 initcall_blacklist= on the host's kernel command line"
                 .into(),
             Self::NoInterrupt { .. } => "the host's kernel could not map them: see its log for the interrupt controller that they go to".into(),
+            Self::BusInTheWay { hint, .. } => hint.clone(),
             Self::SharedInterrupt { .. } => "unbind the other device's driver: see /proc/interrupts".into(),
             Self::TooFewVectors { .. }
             | Self::Kernel { .. }

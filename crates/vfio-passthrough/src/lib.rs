@@ -19,6 +19,7 @@ mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
 pub mod host;
+mod hot_reset;
 mod info;
 pub mod iommu;
 mod irq_set;
@@ -31,6 +32,7 @@ mod sys;
 pub use device::{Device, RawDevice, Refused};
 pub use dma::{DmaSpace, DmaSpaces, PeerMapping};
 pub use error::Error;
+pub use hot_reset::{AffectedDevice, HotReset, HotResetInfo, ResetOwner};
 pub use info::{DeviceInfo, DeviceKind, IrqInfo, RegionInfo};
 pub use irq_set::{IrqAction, IrqSet};
 pub use level::{LevelInterrupt, ResamplePath};

@@ -21,6 +21,7 @@ use vfio_bindings::bindings::vfio::{
     vfio_group_status, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_irq_info,
 };
 
+use crate::hot_reset::{self, HotReset, HotResetInfo};
 use crate::info::{DeviceInfo, IrqInfo, MAX_INFO, REGION_INFO_SIZE, RegionInfo};
 use crate::irq_set::IrqSet;
 
@@ -40,6 +41,9 @@ const VFIO_DEVICE_GET_REGION_INFO: c_ulong = vfio(8);
 const VFIO_DEVICE_GET_IRQ_INFO: c_ulong = vfio(9);
 const VFIO_DEVICE_SET_IRQS: c_ulong = vfio(10);
 const VFIO_DEVICE_RESET: c_ulong = vfio(11);
+/// The numbers of a PCI device's requests are those of a container's: which is meant is the descriptor's to say.
+const VFIO_DEVICE_GET_PCI_HOT_RESET_INFO: c_ulong = vfio(12);
+const VFIO_DEVICE_PCI_HOT_RESET: c_ulong = vfio(13);
 const VFIO_IOMMU_GET_INFO: c_ulong = vfio(12);
 const VFIO_IOMMU_MAP_DMA: c_ulong = vfio(13);
 const VFIO_IOMMU_UNMAP_DMA: c_ulong = vfio(14);
@@ -287,6 +291,47 @@ pub(crate) fn set_irqs(device: BorrowedFd<'_>, set: &IrqSet<'_>) -> io::Result<u
 /// Resets the function or device.
 pub(crate) fn reset(device: BorrowedFd<'_>) -> io::Result<()> {
     ioctl_value(device, VFIO_DEVICE_RESET, 0).map(drop)
+}
+
+/// What a reset of the device's bus or slot would reach.
+pub(crate) fn hot_reset_info(device: BorrowedFd<'_>) -> io::Result<HotResetInfo> {
+    let mut room = 16;
+    for _ in 0..4 {
+        let size = hot_reset::HEADER + hot_reset::DEVICE * room;
+        let mut buffer = vec![0_u64; size.div_ceil(8)];
+        set_word(&mut buffer, 0, u32::try_from(size).unwrap_or(u32::MAX));
+        let result = ioctl_bytes(device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &mut buffer);
+        let bytes: Vec<u8> = buffer.iter().flat_map(|quad| quad.to_ne_bytes()).collect();
+        match result {
+            Ok(_) => {
+                let bytes = bytes.get(..size).unwrap_or(&bytes);
+                return HotResetInfo::decode(bytes)
+                    .map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what));
+            }
+            // There are more; the kernel has said how many.
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => {
+                let count =
+                    bytes.get(8..12).and_then(|word| word.try_into().ok()).map_or(0, u32::from_ne_bytes);
+                room = count as usize;
+                if hot_reset::HEADER + hot_reset::DEVICE * room > MAX_INFO {
+                    return Err(e);
+                }
+            }
+            // Devices came or went while the kernel counted.
+            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "a list of devices that keeps growing"))
+}
+
+/// Resets the device's bus or slot.
+pub(crate) fn hot_reset(device: BorrowedFd<'_>, request: &HotReset<'_>) -> io::Result<()> {
+    let bytes = request.encode();
+    // SAFETY: the kernel only reads; the first word says how many bytes, and that is `bytes`' length by construction (HotReset::encode). It copies bytewise, so
+    // that the alignment does not matter. Numbers of descriptors in it are looked up while the call lasts.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), VFIO_DEVICE_PCI_HOT_RESET as _, bytes.as_ptr()) };
+    check(result).map(drop)
 }
 
 /// A part of a device's file, mapped: registers or memory of a device.

@@ -7,7 +7,9 @@ mod common;
 
 use common::*;
 use pci::{BarIndex, PciFunction};
-use vfio_passthrough::fake::{Call, FakeDevice, FakeRegion};
+use vfio_passthrough::fake::{Call, FakeBus, FakeDevice, FakeRegion};
+use vfio_passthrough::iommu::IommuKind;
+use vfio_passthrough::pci::VfioPciFunction;
 use vfio_passthrough::platform::{HostNode, PlatformDevice};
 use vfio_passthrough::{Error, ResamplePath};
 
@@ -43,6 +45,25 @@ fn pci(rig: &Rig, device: &FakeDevice) -> Result<(), Error> {
     Ok(())
 }
 
+/// Two functions without a reset of their own, on a bus that can be reset: from opening them to closing them.
+fn twins(rig: &Rig, first: &FakeDevice) -> Result<(), Error> {
+    let bus = FakeBus::new(1);
+    let devices =
+        [first.clone(), Nvme::default().device(rig)].map(FakeDevice::without_reset).into_iter().zip(0..);
+    let mut functions = Vec::new();
+    for (device, devfn) in devices {
+        let host = rig.sysfs.add(&format!("0000:01:00.{devfn}"), Some("vfio-pci"));
+        let device = device.on_bus(&bus, devfn, 7);
+        functions.push(rig.function_of(&host, &device, Some(rig.line(4 + u32::from(devfn))))?);
+    }
+    let all: Vec<_> = functions.iter().map(AsRef::as_ref).collect();
+    VfioPciFunction::reset_with_bus(&all);
+    functions.truncate(1);
+    functions[0].reset();
+    assert!(bus.resets() <= 2);
+    Ok(())
+}
+
 /// The same for a platform device.
 fn platform(rig: &Rig, device: &FakeDevice) -> Result<(), Error> {
     rig.iommu.add(PLATFORM_NAME, device.clone());
@@ -67,11 +88,19 @@ fn run(
     device: impl Fn(&Rig) -> FakeDevice,
     scenario: impl Fn(&Rig, &FakeDevice) -> Result<(), Error>,
 ) -> u64 {
+    run_on(Rig::new, device, scenario)
+}
+
+fn run_on(
+    rig: impl Fn() -> Rig,
+    device: impl Fn(&Rig) -> FakeDevice,
+    scenario: impl Fn(&Rig, &FakeDevice) -> Result<(), Error>,
+) -> u64 {
     let mut struck = 0;
     for call in Call::ALL {
         for errno in [libc::EIO, libc::ENOMEM] {
             for nth in 1.. {
-                let rig = Rig::new();
+                let rig = rig();
                 let device = device(&rig);
                 rig.faults.fail(call, nth, errno);
                 let result = scenario(&rig, &device);
@@ -99,6 +128,14 @@ fn run(
 fn a_pci_function_survives_every_failure() {
     for can_grow in [false, true] {
         let struck = run(|rig| Nvme { can_grow, ..Nvme::default() }.device(rig), pci);
+        assert!(struck > 100, "{struck} failures are too few to mean anything");
+    }
+}
+
+#[test]
+fn functions_that_are_reset_with_their_bus_survive_every_failure() {
+    for kind in [IommuKind::Legacy, IommuKind::Iommufd] {
+        let struck = run_on(|| Rig::by(kind), |rig| Nvme::default().device(rig), twins);
         assert!(struck > 100, "{struck} failures are too few to mean anything");
     }
 }

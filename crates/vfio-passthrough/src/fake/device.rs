@@ -13,8 +13,9 @@ use vfio_bindings::bindings::vfio::{
     VFIO_REGION_INFO_FLAG_WRITE,
 };
 
-use super::{Call, Faults};
+use super::{Call, FakeBus, Faults};
 use crate::device::RawDevice;
+use crate::hot_reset::{HotReset, HotResetInfo};
 use crate::info::{DeviceInfo, IrqInfo, RegionInfo};
 use crate::irq_set::{IrqAction, IrqSet};
 use crate::sys::Mapping;
@@ -53,7 +54,17 @@ pub struct FakeDevice {
     irqs: Arc<Mutex<Vec<Irq>>>,
     /// How many vectors the host has left, of all indexes.
     vectors: u32,
-    resets: Arc<Mutex<u64>>,
+    resets: Arc<Mutex<Resets>>,
+    /// What it is reset along with, and which place it has there.
+    bus: Option<(FakeBus, u8)>,
+}
+
+#[derive(Debug, Default)]
+struct Resets {
+    own: u64,
+    by_bus: u64,
+    /// Resets while something triggered something.
+    disturbed: u64,
 }
 
 #[derive(Debug, Default)]
@@ -110,6 +121,7 @@ impl FakeDevice {
             irqs: Arc::new(Mutex::new(irqs)),
             vectors: u32::MAX,
             resets: Arc::default(),
+            bus: None,
         })
     }
 
@@ -117,6 +129,23 @@ impl FakeDevice {
     #[must_use]
     pub fn with_vectors(self, vectors: u32) -> Self {
         Self { vectors, ..self }
+    }
+
+    /// The same without a reset of its own.
+    #[must_use]
+    pub fn without_reset(self) -> Self {
+        Self { flags: self.flags & !VFIO_DEVICE_FLAGS_RESET, ..self }
+    }
+
+    /// The same on a bus, as device and function `devfn`, which are in the IOMMU group `group`. VFIO's driver has it.
+    #[must_use]
+    pub fn on_bus(self, bus: &FakeBus, devfn: u8, group: u32) -> Self {
+        bus.add(devfn, group, Some(self.clone()));
+        Self { bus: Some((bus.clone(), devfn)), ..self }
+    }
+
+    pub(super) fn bus(&self) -> Option<(&FakeBus, u8)> {
+        self.bus.as_ref().map(|(bus, devfn)| (bus, *devfn))
     }
 
     fn is_pci(&self) -> bool {
@@ -220,7 +249,36 @@ impl FakeDevice {
     /// How often it was reset.
     #[must_use]
     pub fn resets(&self) -> u64 {
-        *self.resets.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock_resets().own
+    }
+
+    /// How often it was reset with its bus.
+    #[must_use]
+    pub fn bus_resets(&self) -> u64 {
+        self.lock_resets().by_bus
+    }
+
+    /// How often it was reset, in whichever way, while it could interrupt.
+    #[must_use]
+    pub fn disturbed(&self) -> u64 {
+        self.lock_resets().disturbed
+    }
+
+    fn lock_resets(&self) -> MutexGuard<'_, Resets> {
+        self.resets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_reset(&self, count: impl FnOnce(&mut Resets)) {
+        // Being told of errors, or of the host's wishes, does not stop at a reset.
+        let noisy = self.irqs().iter().take(3).any(|irq| irq.allocated > 0);
+        let mut resets = self.lock_resets();
+        count(&mut resets);
+        resets.disturbed += u64::from(noisy);
+    }
+
+    /// A reset of its bus reaches it.
+    pub(super) fn bus_reset(&self) {
+        self.note_reset(|resets| resets.by_bus += 1);
     }
 
     /// What closing the last descriptor does.
@@ -305,7 +363,7 @@ fn signal(event: &OwnedFd) -> io::Result<()> {
     rustix::io::write(event, &1_u64.to_ne_bytes()).map(drop).map_err(Into::into)
 }
 
-fn einval() -> io::Error {
+pub(super) fn einval() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
 }
 
@@ -384,7 +442,27 @@ impl RawDevice for FakeDevice {
 
     fn reset(&self) -> io::Result<()> {
         self.faults.check(Call::Reset)?;
-        *self.resets.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        if self.flags & VFIO_DEVICE_FLAGS_RESET == 0 {
+            return Err(einval());
+        }
+        self.note_reset(|resets| resets.own += 1);
         Ok(())
+    }
+
+    fn hot_reset_info(&self) -> io::Result<HotResetInfo> {
+        self.faults.check(Call::HotResetInfo)?;
+        match &self.bus {
+            Some((bus, devfn)) => bus.info(*devfn),
+            // A root bus.
+            None => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+        }
+    }
+
+    fn hot_reset(&self, request: &HotReset<'_>) -> io::Result<()> {
+        self.faults.check(Call::HotReset)?;
+        match &self.bus {
+            Some((bus, devfn)) => bus.reset(*devfn, request),
+            None => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+        }
     }
 }

@@ -3,17 +3,20 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Call, FakeDevice, Faults};
 use crate::Error;
 use crate::host::HostDevice;
-use crate::iommu::{DmaMemory, Iommu, IommuKind, Opened};
+use crate::iommu::{DmaMemory, GroupFile, Iommu, IommuKind, Opened};
+use rustix::fs::{MemfdFlags, memfd_create};
 
 /// An IOMMU that is a list of mappings. Clones are the same IOMMU.
 #[derive(Debug, Clone)]
 pub struct FakeIommu {
     faults: Faults,
+    kind: IommuKind,
     state: Arc<Mutex<State>>,
 }
 
@@ -23,6 +26,10 @@ struct State {
     ranges: Option<Vec<(u64, u64)>>,
     attached: usize,
     mapped: BTreeMap<u64, u64>,
+    /// The open groups, each with how many devices of it are.
+    groups: BTreeMap<u32, (Arc<OwnedFd>, usize)>,
+    /// The number that the next device gets.
+    next: u32,
 }
 
 /// An attached device. The last one that goes takes the mappings with it, as a container's last group does.
@@ -35,6 +42,17 @@ impl Drop for Attached {
     fn drop(&mut self) {
         self.device.close();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((bus, devfn)) = self.device.bus() {
+            bus.set_user(devfn, None);
+            if let Some(number) = bus.group(devfn)
+                && let Some((_, open)) = state.groups.get_mut(&number)
+            {
+                *open -= 1;
+                if *open == 0 {
+                    state.groups.remove(&number);
+                }
+            }
+        }
         state.attached -= 1;
         if state.attached == 0 {
             state.mapped.clear();
@@ -43,10 +61,21 @@ impl Drop for Attached {
 }
 
 impl FakeIommu {
-    /// An IOMMU in front of no devices yet, without reserved ranges.
+    /// An IOMMU in front of no devices yet, without reserved ranges; by the legacy interface.
     #[must_use]
     pub fn new(faults: Faults) -> Self {
-        Self { faults, state: Arc::default() }
+        Self { faults, kind: IommuKind::Legacy, state: Arc::default() }
+    }
+
+    /// The same by another interface.
+    #[must_use]
+    pub fn by(self, kind: IommuKind) -> Self {
+        Self { kind, ..self }
+    }
+
+    /// Whether both are the same IOMMU.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -78,7 +107,7 @@ impl FakeIommu {
 
 impl Iommu for FakeIommu {
     fn kind(&self) -> IommuKind {
-        IommuKind::Legacy
+        self.kind
     }
 
     fn open(&self, device: &HostDevice) -> Result<Opened, Error> {
@@ -90,6 +119,16 @@ impl Iommu for FakeIommu {
             .get(device.name())
             .cloned()
             .ok_or_else(|| failed(io::Error::from_raw_os_error(libc::ENODEV)))?;
+        if let Some((bus, devfn)) = fake.bus() {
+            if self.kind == IommuKind::Legacy
+                && let Some(number) = bus.group(devfn)
+            {
+                let file = memfd_create("fake-group", MemfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+                state.groups.entry(number).or_insert((Arc::new(file), 0)).1 += 1;
+            }
+            state.next += 1;
+            bus.set_user(devfn, Some((self.clone(), state.next)));
+        }
         state.attached += 1;
         let attached: Box<dyn Any + Send + Sync> =
             Box::new(Attached { state: Arc::clone(&self.state), device: fake.clone() });
@@ -123,5 +162,13 @@ impl Iommu for FakeIommu {
         }
         state.mapped.remove(&iova);
         Ok(())
+    }
+
+    fn groups(&self) -> Vec<(u32, GroupFile)> {
+        self.state()
+            .groups
+            .iter()
+            .map(|(&number, (file, _))| (number, Arc::clone(file) as GroupFile))
+            .collect()
     }
 }

@@ -3,8 +3,10 @@
 //!
 //! What it enforces is what Linux 6.12 enforces (`drivers/vfio/pci/vfio_pci_intrs.c`, `drivers/vfio/platform/vfio_platform_irq.c`,
 //! `drivers/vfio/vfio_iommu_type1.c`): one kind of interrupt at a time for a PCI device, no unmasking of what is not enabled, no vectors beyond those
-//! allocated unless they can be added, no mapping over another.
+//! allocated unless they can be added, no mapping over another; no reset of a bus
+//! unless all of it is VFIO's, and the caller's (`drivers/vfio/pci/vfio_pci_core.c`).
 
+mod bus;
 mod device;
 mod iommu;
 
@@ -12,6 +14,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use bus::FakeBus;
 pub use device::{FakeDevice, FakeIrq, FakeRegion};
 pub use iommu::FakeIommu;
 
@@ -42,13 +45,17 @@ pub enum Call {
     SetIrqs,
     /// `VFIO_DEVICE_RESET`.
     Reset,
+    /// `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`.
+    HotResetInfo,
+    /// `VFIO_DEVICE_PCI_HOT_RESET`.
+    HotReset,
     /// What the hypervisor is asked for: a memory slot.
     Slot,
 }
 
 impl Call {
     /// All kinds.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Open,
         Self::Ranges,
         Self::MapDma,
@@ -61,6 +68,8 @@ impl Call {
         Self::Map,
         Self::SetIrqs,
         Self::Reset,
+        Self::HotResetInfo,
+        Self::HotReset,
         Self::Slot,
     ];
 }

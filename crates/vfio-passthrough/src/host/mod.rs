@@ -206,6 +206,12 @@ impl HostDevice {
         members
     }
 
+    /// Another device on the same kind of bus.
+    pub(crate) fn neighbour(&self, name: &str) -> Option<Self> {
+        let path = self.path.parent()?.join(name);
+        path.exists().then(|| Self { name: name.to_owned(), bus: self.bus, path })
+    }
+
     /// The name of its own character device, where the kernel makes them (`/dev/vfio/devices/`).
     #[must_use]
     pub fn cdev(&self) -> Option<String> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use vfio_bindings::bindings::vfio::{
@@ -12,7 +12,7 @@ use vfio_bindings::bindings::vfio::{
     VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_NOIOMMU_IOMMU, VFIO_TYPE1v2_IOMMU,
 };
 
-use super::{DmaMemory, Iommu, IommuKind, Opened, VfioFiles, of_the_host};
+use super::{DmaMemory, GroupFile, Iommu, IommuKind, Opened, VfioFiles, of_the_host};
 use crate::device::KernelDevice;
 use crate::host::{HostBus, HostDevice};
 use crate::{Error, sys};
@@ -38,6 +38,12 @@ struct Group {
     fd: OwnedFd,
     // Closed after the group has left it.
     container: Arc<Inner>,
+}
+
+impl AsFd for Group {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 impl Drop for Group {
@@ -187,6 +193,15 @@ impl Iommu for Container {
             return Ok(());
         }
         sys::container_unmap(self.inner.fd.as_fd(), iova, bytes).map(drop)
+    }
+
+    fn groups(&self) -> Vec<(u32, GroupFile)> {
+        let groups = self.inner.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = groups.iter().filter_map(|(&number, group)| Some((number, group.upgrade()?)));
+        let files: Vec<_> = open.collect();
+        // One that leaves meanwhile does so when it is let go, which takes the lock.
+        drop(groups);
+        files.into_iter().map(|(number, group)| (number, group as GroupFile)).collect()
     }
 }
 

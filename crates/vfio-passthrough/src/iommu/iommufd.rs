@@ -13,7 +13,7 @@ use iommufd_bindings::iommufd::{
 };
 use iommufd_ioctls::{IommuFd, IommufdError, IommufdIoas};
 
-use super::{DmaMemory, Iommu, IommuKind, Opened, VfioFiles, of_the_host};
+use super::{DmaMemory, GroupFile, Iommu, IommuKind, Opened, VfioFiles, of_the_host};
 use crate::device::KernelDevice;
 use crate::host::{HostBus, HostDevice};
 use crate::{Error, sys};
@@ -123,6 +123,10 @@ impl Iommu for Iommufd {
 
     fn unmap(&self, iova: u64, bytes: u64) -> io::Result<()> {
         self.space.ioas.unmap(iova, bytes).map_err(errno)
+    }
+
+    fn groups(&self) -> Vec<(u32, GroupFile)> {
+        Vec::new()
     }
 }
 

@@ -8,6 +8,7 @@ mod iommufd;
 use std::any::Any;
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -70,6 +71,9 @@ impl FromStr for IommuChoice {
 /// A device that has been opened, and what keeps it attached: to be dropped after it.
 pub type Opened = (Box<dyn RawDevice>, Box<dyn Any + Send + Sync>);
 
+/// The open file of a group, for as long as it is held.
+pub type GroupFile = Arc<dyn AsFd + Send + Sync>;
+
 /// An I/O address space: what the devices attached to it see when they access memory.
 ///
 /// The kernel is one implementation by each of its interfaces; the feature `fake` has another, which fails on demand.
@@ -101,6 +105,9 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// # Errors
     /// The kernel's.
     fn unmap(&self, iova: u64, bytes: u64) -> io::Result<()>;
+
+    /// The files of the groups that are attached, by number: what a user of groups shows to be let reset a bus. An interface without groups has none.
+    fn groups(&self) -> Vec<(u32, GroupFile)>;
 }
 
 /// Memory that devices can be let at: a region of the guest's, or registers of another device. Keeps it mapped in this process.

@@ -6,6 +6,7 @@ mod capabilities;
 mod config;
 mod events;
 mod interrupts;
+mod reset;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +29,7 @@ use crate::slots::GuestSlots;
 use bars::{Bar, Placed};
 use config::{Config, Consequence};
 use interrupts::{Interrupts, Line};
+use reset::BusReset;
 
 /// What a function needs of the machine that it is put into.
 pub struct PciOptions {
@@ -236,12 +238,75 @@ impl VfioPciFunction {
         Some((msix, msix.layout().locate(bar, offset)?))
     }
 
+    /// Resets those of the functions that the kernel has not reset when it opened them, since they have no reset of their own: with their bus, once for all that
+    /// are on it. For functions that no guest has found yet. `functions` are all that may be disturbed; what a bus reset reaches must be among them, or be
+    /// used by nobody.
+    ///
+    /// Returns what has been reset together. What has not been, and why, is [`PciEvent::Trouble`] of the function; one whose bus cannot be reset either keeps its
+    /// state, as it does on a host.
+    pub fn reset_with_bus(functions: &[&Self]) -> Vec<Vec<String>> {
+        let together: Vec<&str> = functions.iter().map(|function| function.device.name()).collect();
+        let mut done: Vec<Vec<String>> = Vec::new();
+        for function in functions.iter().filter(|function| !function.device.info().can_reset()) {
+            if done.iter().flatten().any(|name| name == function.device.name()) {
+                continue;
+            }
+            let plan = match BusReset::plan(&function.device, &together) {
+                Ok(Some(plan)) => plan,
+                Ok(None) => continue,
+                Err(e) => {
+                    function.trouble(e);
+                    continue;
+                }
+            };
+            let reached: Vec<_> =
+                functions.iter().filter(|other| plan.reaches(other.device.name())).collect();
+            reached.iter().for_each(|other| other.quiesce());
+            match plan.carry_out(&function.device) {
+                Ok(names) => done.push(names),
+                Err(e) => function.trouble(e),
+            }
+            reached.iter().for_each(|other| other.begin_anew());
+        }
+        done
+    }
+
+    /// Resets the device by itself: with its own reset, else with its bus if nothing else that is in use is there.
+    fn reset_alone(&self) {
+        let own = if self.device.info().can_reset() {
+            match self.device.reset() {
+                Ok(()) => return,
+                Err(e) => Some(e),
+            }
+        } else {
+            None
+        };
+        let name = self.device.name();
+        let bus = BusReset::plan(&self.device, &[name])
+            .and_then(|plan| plan.map(|plan| plan.carry_out(&self.device)).transpose());
+        match bus {
+            Ok(Some(_)) => {}
+            // A device without a reset keeps its state, as it does on a host; its interrupts and mappings are gone all the same.
+            Ok(None) => own.into_iter().for_each(|e| self.trouble(e)),
+            Err(e) => own.into_iter().chain([e]).for_each(|e| self.trouble(e)),
+        }
+    }
+
     /// Whatever the guest has set up is gone; `device` resets the device meanwhile.
     fn reset_around(&self, device: impl FnOnce(&Self)) {
-        // Nothing of it may be in the guest's address space while it does not answer, and nothing may interrupt.
+        self.quiesce();
+        device(self);
+        self.begin_anew();
+    }
+
+    /// Nothing of it may be in the guest's address space while it does not answer, and nothing may interrupt.
+    fn quiesce(&self) {
         self.lock_placed().clear();
         self.interrupts.suspend();
-        device(self);
+    }
+
+    /// After a reset: as at the start.
+    fn begin_anew(&self) {
         self.config.reset();
         if let Some((_, msi)) = &self.msi {
             msi.reset();
@@ -373,14 +438,7 @@ impl PciFunction for VfioPciFunction {
     }
 
     fn reset(&self) {
-        self.reset_around(|this| {
-            // A device without a reset keeps its state, as it does on a host; its interrupts and mappings are gone all the same.
-            if this.device.info().can_reset()
-                && let Err(e) = this.device.reset()
-            {
-                this.trouble(e);
-            }
-        });
+        self.reset_around(Self::reset_alone);
     }
 }
 

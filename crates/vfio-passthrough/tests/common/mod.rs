@@ -18,6 +18,7 @@ use irqchip::{AttrValue, CreateDevice, DeviceKind, IrqchipReady, arm};
 use irqfd::Wiring;
 use vfio_passthrough::fake::{Call, FakeDevice, FakeIommu, FakeIrq, FakeRegion, Faults};
 use vfio_passthrough::host::{HostDevice, Sysfs};
+use vfio_passthrough::iommu::IommuKind;
 use vfio_passthrough::pci::{PciEvent, PciOptions, VfioPciFunction};
 use vfio_passthrough::{Device, DmaSpace, Error, GuestSlots, ResamplePath, Slot, SlotMemory};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -53,6 +54,18 @@ impl FakeSysfs {
 
     pub fn sysfs(&self) -> Sysfs {
         Sysfs::at(&self.0)
+    }
+
+    /// A PCI device that this driver has.
+    pub fn add(&self, name: &str, driver: Option<&str>) -> HostDevice {
+        let device = self.0.join("bus/pci/devices").join(name);
+        fs::create_dir_all(&device).unwrap();
+        let link = device.join("driver");
+        let _ = fs::remove_file(&link);
+        if let Some(driver) = driver {
+            std::os::unix::fs::symlink(format!("../../../../bus/pci/drivers/{driver}"), link).unwrap();
+        }
+        self.sysfs().pci_device(name).unwrap()
     }
 }
 
@@ -112,6 +125,10 @@ pub struct Rig {
 
 impl Rig {
     pub fn new() -> Self {
+        Self::by(IommuKind::Legacy)
+    }
+
+    pub fn by(kind: IommuKind) -> Self {
         let vm = Arc::new(FakeHost::arm64_gicv3().vm());
         let gic = vm.create_device(DeviceKind::GicV3).unwrap();
         gic.set_attr(arm::NR_IRQS, AttrValue::U32(SPIS + 32)).unwrap();
@@ -126,7 +143,7 @@ impl Rig {
             vm.guest().map_event(SENDER, EventId::new(event), lpi).unwrap();
         }
         let faults = Faults::default();
-        let iommu = FakeIommu::new(faults.clone());
+        let iommu = FakeIommu::new(faults.clone()).by(kind);
         let memory = GuestMemoryMmap::from_ranges(&[
             (GuestAddress(0x4000_0000), 4 << 20),
             (GuestAddress(0x8000_0000), 2 << 20),
@@ -171,9 +188,19 @@ impl Rig {
         device: &FakeDevice,
         line: Option<Arc<GsiHandle>>,
     ) -> Result<Arc<VfioPciFunction>, Error> {
+        self.function_of(&self.pci_name(), device, line)
+    }
+
+    /// The same for another of the host's devices.
+    pub fn function_of(
+        &self,
+        host: &HostDevice,
+        device: &FakeDevice,
+        line: Option<Arc<GsiHandle>>,
+    ) -> Result<Arc<VfioPciFunction>, Error> {
         use pci::PciFunction;
-        self.iommu.add(PCI_NAME, device.clone());
-        let open: Arc<Device> = self.space.open(&self.pci_name())?;
+        self.iommu.add(host.name(), device.clone());
+        let open: Arc<Device> = self.space.open(host)?;
         let function = VfioPciFunction::new(open, self.options(line, ResamplePath::Kernel))?;
         function.set_bdf(irq_types::Bdf::from_requester_id(BDF));
         Ok(function)
