@@ -98,11 +98,17 @@ impl VfioDevices {
             .map(|assigned| {
                 let state = assigned.function.interrupts();
                 let mapped: u64 = assigned.function.mapped().iter().map(|(_, _, bytes)| bytes).sum();
+                let hidden = assigned.function.hidden_from_peers();
+                let hidden: Vec<String> = hidden.iter().map(|bar| bar.get().to_string()).collect();
                 format!(
-                    "{} at {}: {}; {mapped} bytes of BARs without exits",
+                    "{} at {}: {}; {mapped} bytes of BARs without exits{}",
                     assigned.wanted.name(),
                     assigned.at(bridge),
-                    in_words(&state)
+                    in_words(&state),
+                    match hidden.as_slice() {
+                        [] => String::new(),
+                        hidden => format!("; other devices do not reach BAR {}", hidden.join(", ")),
+                    }
                 )
             })
             .collect()
@@ -157,22 +163,28 @@ impl Assigned {
         let found = host.sysfs.pci_device(&wanted.device).explain(&option)?;
         let device = host.spaces.open(&found, wanted.iommu.into()).explain(&option)?;
         let kind = device.iommu();
-        let said = AtomicU64::new(0);
+        let (said, hidden) = (AtomicU64::new(0), AtomicU64::new(0));
         let name = wanted.name().to_owned();
         let said_of = name.clone();
         let events = move |event| {
-            if let PciEvent::HiddenFromPeers { bar, source } = &event {
-                // Few devices ever talk to each other.
-                tracing::info!("{said_of}: other devices cannot reach its BAR {}: {source}", bar.get());
-            }
-            if let PciEvent::Trouble(trouble) = event {
-                match said.fetch_add(1, Ordering::Relaxed) {
-                    n if n < SAID => {
-                        tracing::warn!("{said_of}: {}", crate::vfio::explain(&said_of, trouble).one_line())
-                    }
-                    SAID => tracing::warn!("{said_of}: further trouble is not said"),
-                    _ => {}
+            let trouble = match event {
+                PciEvent::HiddenFromPeers { bar, source } => {
+                    let hint = if kind == IommuKind::Iommufd { "; iommu=legacy may let them" } else { "" };
+                    // Few devices ever talk to each other.
+                    return if hidden.fetch_add(1, Ordering::Relaxed) < SAID {
+                        tracing::info!(
+                            "{said_of}: other devices cannot reach its BAR {}: {source}{hint}",
+                            bar.get()
+                        );
+                    };
                 }
+                PciEvent::Trouble(trouble) => trouble,
+                _ => return,
+            };
+            match said.fetch_add(1, Ordering::Relaxed) {
+                n if n < SAID => tracing::warn!("{}", crate::vfio::explain(&said_of, trouble).one_line()),
+                SAID => tracing::warn!("{said_of}: further trouble is not said"),
+                _ => {}
             }
         };
         let resample: ResamplePath = wanted.resample.into();

@@ -118,9 +118,12 @@ pub(crate) struct Placed {
 struct PlacedBar {
     at: DecodedBar,
     _slots: Vec<Slot>,
-    /// `None` as long as there were no others.
-    peers: Option<Vec<PeerMapping>>,
+    /// `None` as long as there were no others; [`Err`] if they do not reach it.
+    peers: Option<Result<Vec<PeerMapping>, Hidden>>,
 }
+
+/// Other devices do not reach a BAR.
+struct Hidden;
 
 impl Placed {
     /// Takes everything out of the guest's address space.
@@ -178,12 +181,18 @@ impl Placed {
             let mappings =
                 bar.parts.iter().map(|(offset, part)| space.map_peer(placed.at.base + offset, part));
             let mappings = mappings.collect::<io::Result<Vec<_>>>();
-            placed.peers = Some(mappings.unwrap_or_else(|e| {
+            placed.peers = Some(mappings.map_err(|e| {
                 refused.push((bar.index, e));
-                Vec::new()
+                Hidden
             }));
         }
         refused
+    }
+
+    /// The BARs that other devices would reach if the IOMMU could map them.
+    pub(crate) fn hidden(&self) -> Vec<BarIndex> {
+        let hidden = self.bars.iter().filter(|placed| matches!(placed.peers, Some(Err(Hidden))));
+        hidden.map(|placed| placed.at.bar).collect()
     }
 }
 

@@ -214,6 +214,12 @@ impl VfioPciFunction {
         }
     }
 
+    /// The BARs that other devices of its address space cannot reach where they are now.
+    #[must_use]
+    pub fn hidden_from_peers(&self) -> Vec<BarIndex> {
+        self.lock_placed().hidden()
+    }
+
     /// Accesses by the guest that the kernel refused.
     #[must_use]
     pub fn refused(&self) -> Refused {
