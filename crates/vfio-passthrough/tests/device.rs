@@ -434,11 +434,18 @@ fn a_reset_leaves_nothing_of_the_guests() {
     function.reset();
     check(1);
     set_up();
-    // A function level reset is the device's own doing.
+    // A function level reset is the device's own doing, whichever of the capabilities that have one it is asked of.
     set_config(&function, EXPRESS + 8, &[0, 0x80]);
     assert_eq!(fake.contents(7, u64::from(EXPRESS) + 8, 2).unwrap(), [0, 0x80]);
     check(1);
     set_up();
+    set_config(&function, ADVANCED + 4, &[1]);
+    assert_eq!(fake.contents(7, u64::from(ADVANCED) + 4, 1).unwrap(), [1]);
+    check(1);
+    set_up();
+    // Where nothing is reset, nothing is lost.
+    set_config(&function, ADVANCED + 4, &[0]);
+    assert_eq!((fake.enabled(2).1, rig.slots.list().len()), (vec![0], 1));
 }
 
 #[test]

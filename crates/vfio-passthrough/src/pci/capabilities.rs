@@ -7,6 +7,7 @@ pub(crate) mod id {
     pub(crate) const MSI: u8 = 0x05;
     pub(crate) const EXPRESS: u8 = 0x10;
     pub(crate) const MSIX: u8 = 0x11;
+    pub(crate) const ADVANCED_FEATURES: u8 = 0x13;
 
     /// Extended: alternative routing-ID interpretation, which counts the functions of the device's own slot.
     pub(crate) const ARI: u16 = 0x0e;

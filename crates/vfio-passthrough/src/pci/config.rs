@@ -47,6 +47,12 @@ const EXPRESS_TYPE: u8 = 0xf0;
 const EXPRESS_ENDPOINTS: [u8; 2] = [0x00, 0x10];
 const EXPRESS_INTEGRATED: u8 = 0x90;
 
+// The advanced features of a conventional device, which have a function level reset for it (PCI-SIG, "Advanced Capabilities for Conventional PCI" ECN).
+const ADVANCED_CAPABILITIES: u16 = 3;
+const ADVANCED_FLR: u8 = 1 << 1;
+const ADVANCED_CONTROL: u16 = 4;
+const ADVANCED_INITIATE_RESET: u8 = 1;
+
 /// A capability that is answered here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Emulated {
@@ -85,8 +91,8 @@ pub(crate) struct Config {
     shown: Vec<(u16, u8)>,
     msi: Option<(u16, u16)>,
     msix: Option<(u16, u16)>,
-    express: Option<u16>,
-    can_reset_function: bool,
+    /// Where a byte is that resets the function, and the bit of it that does.
+    resets: Vec<(u16, u8)>,
     power: Option<u16>,
     /// The power state that the guest has put it into.
     power_state: AtomicU8,
@@ -166,16 +172,24 @@ impl Config {
         }
         // Whether there are other functions in the slot is for the guest's bus to say.
         shown.push((HEADER_TYPE, byte(HEADER_TYPE) & !MULTIFUNCTION));
-        let can_reset_function =
-            express.is_some_and(|at| dword(&snapshot, at + EXPRESS_DEVICE_CAPABILITIES) & EXPRESS_FLR != 0);
+        let mut resets = Vec::new();
+        if let Some(at) =
+            express.filter(|at| dword(&snapshot, at + EXPRESS_DEVICE_CAPABILITIES) & EXPRESS_FLR != 0)
+        {
+            resets.push((at + EXPRESS_DEVICE_CONTROL + 1, EXPRESS_INITIATE_RESET));
+        }
+        if let Some(at) =
+            find(id::ADVANCED_FEATURES).filter(|at| byte(at + ADVANCED_CAPABILITIES) & ADVANCED_FLR != 0)
+        {
+            resets.push((at + ADVANCED_CONTROL, ADVANCED_INITIATE_RESET));
+        }
         Ok(Self {
             region,
             header: Mutex::new(header),
             shown,
             msi: choices.msi,
             msix: choices.msix,
-            express,
-            can_reset_function,
+            resets,
             power: find(id::POWER_MANAGEMENT),
             power_state: AtomicU8::new(0),
             dma: choices.dma,
@@ -249,7 +263,7 @@ impl Config {
     }
 
     /// What a write is about to do.
-    pub(crate) fn classify(&self, device: &Device, offset: u16, data: &[u8]) -> Consequence {
+    pub(crate) fn classify(&self, offset: u16, data: &[u8]) -> Consequence {
         if let Some((emulated, relative)) = self.emulated(offset) {
             return Consequence::Emulated(emulated, relative);
         }
@@ -259,13 +273,9 @@ impl Config {
         {
             return Consequence::SwitchesOff;
         }
-        if let Some(at) = self.express
-            && self.can_reset_function
-            && byte(at + EXPRESS_DEVICE_CONTROL + 1).is_some_and(|value| value & EXPRESS_INITIATE_RESET != 0)
-        {
+        if self.resets.iter().any(|&(at, bit)| byte(at).is_some_and(|value| value & bit != 0)) {
             return Consequence::Resets;
         }
-        let _ = device;
         Consequence::None
     }
 

@@ -381,7 +381,7 @@ impl PciFunction for VfioPciFunction {
     }
 
     fn write_config(&self, offset: u16, data: &[u8]) {
-        match self.config.classify(&self.device, offset, data) {
+        match self.config.classify(offset, data) {
             Consequence::None => self.config.write(&self.device, offset, data),
             Consequence::Emulated(capability, relative) => match capability {
                 config::Emulated::Msi => {

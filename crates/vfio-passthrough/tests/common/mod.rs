@@ -248,6 +248,7 @@ pub const MSIX: u16 = 0x40;
 pub const EXPRESS: u16 = 0x80;
 pub const VENDOR: u16 = 0xc0;
 pub const MSI: u16 = 0xd0;
+pub const ADVANCED: u16 = 0xf0;
 
 impl Nvme {
     pub fn config(&self) -> Vec<u8> {
@@ -267,7 +268,9 @@ impl Nvme {
         put(EXPRESS + 0x0c, &[0x11, 0x4]);
         put(VENDOR, &[9, MSI as u8, 16, 1, 0xaa, 0xbb]);
         // 4 vectors, 64-bit, with masks.
-        put(MSI, &[5, 0, 0x84, 1]);
+        put(MSI, &[5, ADVANCED as u8, 0x84, 1]);
+        // Transactions pending and a function level reset.
+        put(ADVANCED, &[0x13, 0, 6, 3]);
         config
     }
 
