@@ -9,6 +9,7 @@
 use std::sync::{Arc, Mutex};
 
 use doorbell_tests::guest::Guest;
+use doorbell_tests::histogram::Histogram;
 use doorbell_tests::metal::{Command, Machine};
 use doorbell_tests::{bind_or_skip, host_or_skip, test_name};
 use pci::PciFunction;
@@ -180,7 +181,32 @@ fn a_device_reaches_another_ones_memory_by_its_guest_physical_address_or_it_is_s
     }
 }
 
-/// The same by a Linux guest of the program's, whose report says what is not reached.
+/// The kernel can have a block of memory in the guest's page tables where the BAR lies in the VMM as it lies in the device.
+#[test]
+fn a_large_bar_costs_a_fault_for_each_block_and_not_for_each_page() {
+    const SIZE: u64 = 8 << 20;
+    const STEP: u64 = 64 << 10;
+    let test = test_name!();
+    let host = host_or_skip!();
+    let _edu = bind_or_skip!(&host, EDU);
+    let _memory = bind_or_skip!(&host, MEMORY);
+    let needed = |host: vgic::HostGic| host.v2 || host.v3;
+    let Some(machine) = Machine::start(test, GicRequest::default(), needed, "a GIC") else { return };
+    let rig = Rig::new(machine, IommuKind::Legacy);
+    let Some(faults) = Histogram::start("kvm/kvm_guest_fault", "ipa") else {
+        println!("SKIP {test}: no kvm_guest_fault with histograms here");
+        return;
+    };
+    let shared = u64::from(SHARED)..u64::from(SHARED) + SIZE;
+    for at in shared.clone().step_by(usize::try_from(STEP).unwrap()) {
+        rig.read(at);
+    }
+    let hits: u64 = faults.counts().range(shared).map(|(_, hits)| hits).sum();
+    println!("{test}: {hits} faults for {} pages of {SIZE:#x} bytes", SIZE / STEP);
+    assert!((1..=SIZE >> 21).contains(&hits), "{hits} faults");
+}
+
+/// Peers in a Linux guest of the program's, whose report says what is not reached.
 #[test]
 fn the_report_of_a_guest_says_which_bars_its_devices_do_not_reach() {
     let host = host_or_skip!();

@@ -348,16 +348,52 @@ pub struct Mapping {
 impl Mapping {
     /// Maps `len` bytes of `file` from `offset` on, shared.
     ///
+    /// What is large lies in this process as it lies in the file, as far as blocks of memory go: tables of the host's and of the guest's pages then have a block
+    /// for it where they would else need an entry, and a fault, for each page (Linux 6.12, `vfio_pci_mmap_huge_fault` and, for the guest, `get_vma_page_shift`).
+    ///
     /// # Errors
     /// If the kernel refuses: not mappable, not aligned to pages, no address space left.
     pub fn new(file: BorrowedFd<'_>, offset: u64, len: usize, writable: bool) -> io::Result<Self> {
         let protection = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
-        let offset =
-            libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let address = unsafe {
-            libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), offset)
-        };
+        let overflow = || io::Error::from_raw_os_error(libc::EOVERFLOW);
+        let at = libc::off_t::try_from(offset).map_err(|_| overflow())?;
+        let alignment = alignment(len);
+        if alignment == 0 {
+            // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+            let address = unsafe {
+                libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), at)
+            };
+            return Self::made(address, len, writable);
+        }
+        // Address space with room for it at the right place, and nothing in it; given back where it is not used.
+        let room = len.checked_add(alignment).ok_or_else(overflow)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: as above.
+        let reserved = unsafe { libc::mmap(std::ptr::null_mut(), room, libc::PROT_NONE, flags, -1, 0) };
+        let reserved = Self::made(reserved, room, false)?;
+        let first = reserved.address.as_ptr();
+        // Of the offset only what is below the alignment matters, which a `usize` has on every machine.
+        #[expect(clippy::cast_possible_truncation, reason = "the lower bits are what is looked at")]
+        let skip = (offset as usize).wrapping_sub(first as usize) & (alignment - 1);
+        let (place, flags) = (first.wrapping_byte_add(skip), libc::MAP_SHARED | libc::MAP_FIXED);
+        // SAFETY: `skip` is less than the alignment, so that `len` bytes from there on are within what has just been reserved, which nobody else knows.
+        let address = unsafe { libc::mmap(place, len, protection, flags, file.as_raw_fd(), at) };
+        let mapped = Self::made(address, len, writable);
+        // If it is refused, the kernel need not have left what was reserved there, and somebody else may have the place by now: it is let be.
+        std::mem::forget(reserved);
+        // The kernel maps whole pages.
+        let end = (skip + len).next_multiple_of(rustix::param::page_size()).min(room);
+        for (start, bytes) in [(0, skip), (end, room - end)] {
+            if bytes > 0 {
+                // SAFETY: a part of the reserved address space beside the mapping, of which there are no users.
+                unsafe { libc::munmap(first.wrapping_byte_add(start), bytes) };
+            }
+        }
+        mapped
+    }
+
+    /// What the kernel has answered to `mmap`.
+    fn made(address: *mut c_void, len: usize, writable: bool) -> io::Result<Self> {
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -390,6 +426,14 @@ impl Mapping {
     }
 }
 
+/// To what a mapping of `len` bytes is to be aligned: the largest power of two that is not larger than it, up to the largest block that tables of pages have; 0 if it is
+/// smaller than the smallest block (pages of 4 KiB; with larger ones blocks are larger, and the kernel takes them where they fit).
+fn alignment(len: usize) -> usize {
+    const SMALLEST: usize = 2 << 20;
+    const LARGEST: usize = 1 << 30;
+    if len < SMALLEST { 0 } else { LARGEST.min(1 << len.ilog2()) }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: our own mapping of that length. Whoever was handed the address holds the `Mapping` (see `SlotMemory`) or has had its
@@ -406,4 +450,62 @@ unsafe impl Sync for Mapping {}
 /// A second owner of the same open file.
 pub(crate) fn duplicate(file: BorrowedFd<'_>) -> io::Result<File> {
     file.as_fd().try_clone_to_owned().map(File::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    /// How much address space this process has in use.
+    fn in_use() -> u64 {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: u64 = pages.split(' ').next().unwrap().parse().unwrap();
+        pages * rustix::param::page_size() as u64
+    }
+
+    #[test]
+    fn what_is_large_lies_in_memory_as_it_lies_in_the_file_and_takes_no_more_room() {
+        const M: usize = 1 << 20;
+        let file = File::from(memfd_create("mapping", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(64 * M as u64).unwrap();
+        let before = in_use();
+        let mut mappings = Vec::new();
+        for (offset, len, alignment) in [
+            (0, 4096, 4096),
+            (4096, M, 4096),
+            (0, 2 * M, 2 * M),
+            // Behind the table of an MSI-X capability.
+            (0x3000, 16 * M - 0x3000, 8 * M),
+            (32 * M, 32 * M, 32 * M),
+        ] {
+            for _ in 0..200 {
+                let mapping = Mapping::new(file.as_fd(), offset as u64, len, true).unwrap();
+                let address = mapping.address().as_ptr() as usize;
+                assert_eq!(address.wrapping_sub(offset) % alignment, 0, "{offset:#x} {len:#x}: {address:#x}");
+                mappings.push(mapping);
+            }
+        }
+        let bytes = mappings.iter().map(|mapping| mapping.len() as u64).sum::<u64>();
+        let grown = in_use() - before;
+        // Other tests run beside this one, and have threads.
+        assert!(grown < bytes + (1 << 30), "{grown:#x} for {bytes:#x}");
+        drop(mappings);
+        assert!(in_use() < before + (1 << 30));
+        assert!(Mapping::new(file.as_fd(), 1, 4 * M, true).is_err(), "no page begins there");
+    }
+
+    #[test]
+    fn an_alignment_is_a_power_of_two_and_no_larger_than_a_block() {
+        for (len, expected) in [
+            (0, 0),
+            (0x1f_ffff, 0),
+            (0x20_0000, 0x20_0000),
+            (0x3f_f000, 0x20_0000),
+            (0x2000_0000, 0x2000_0000),
+            (0x10_0000_0000, 0x4000_0000),
+        ] {
+            assert_eq!(alignment(len), expected, "{len:#x}");
+        }
+    }
 }
