@@ -10,7 +10,7 @@ use std::sync::Arc;
 use doorbell_tests::metal::{Command, EventLoop, Kind, Machine};
 use doorbell_tests::{bind_or_skip, host_or_skip, test_name};
 use irq_types::{Bdf, DeviceId, EventId, Intid, Lpi, MsiMessage, Spi};
-use pci::PciFunction;
+use pci::{IntxPin, PciFunction};
 use vfio_passthrough::host::Sysfs;
 use vfio_passthrough::iommu::{HostFiles, IommuChoice};
 use vfio_passthrough::pci::{InterruptMode, PciEvent, PciOptions, VfioPciFunction};
@@ -50,7 +50,7 @@ impl Rig {
         machine.wire(spi.intid(), Kind::Level, 0);
         let options = PciOptions {
             wiring: machine.wiring().clone(),
-            line: Some(machine.line(spi)),
+            line: Some((IntxPin::A, machine.line(spi))),
             resample,
             slots: Arc::new(machine.slots()),
             on_root_bus: true,

@@ -192,7 +192,7 @@ impl Assigned {
         let (Place::Root(bdf) | Place::Slot(bdf)) = place;
         let options = PciOptions {
             wiring: lines.wiring().clone(),
-            line: pci.line(bdf, IntxPin::A),
+            line: pci.line(bdf, IntxPin::A).map(|line| (IntxPin::A, line)),
             resample,
             slots: Arc::clone(&host.slots),
             on_root_bus: matches!(place, Place::Root(_)),

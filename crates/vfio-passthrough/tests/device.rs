@@ -412,6 +412,17 @@ fn the_line_goes_to_messages_and_back_without_being_stuck() {
     }
 }
 
+/// Functions of one device have different pins on the host. In the guest each is in a slot of its own.
+#[test]
+fn the_pin_is_that_of_the_line_whichever_the_device_has_on_the_host() {
+    for (pin, line, shown) in [(1, true, 1), (2, true, 1), (4, true, 1), (2, false, 0)] {
+        let rig = Rig::new();
+        let fake = Nvme { pin, ..Nvme::default() }.device(&rig);
+        let function = rig.function(&fake, line.then(|| rig.line(4))).unwrap();
+        assert_eq!(config32(&function, 0x3c) >> 8 & 0xff, shown, "pin {pin}");
+    }
+}
+
 #[test]
 fn a_reset_leaves_nothing_of_the_guests() {
     let rig = Rig::new();

@@ -76,7 +76,7 @@ pub(crate) enum Consequence {
 pub(crate) struct Choices {
     pub(crate) on_root_bus: bool,
     pub(crate) dma: bool,
-    pub(crate) line: bool,
+    pub(crate) pin: Option<IntxPin>,
     /// Where the capability is, and how many bytes it has.
     pub(crate) msi: Option<(u16, u16)>,
     pub(crate) msix: Option<(u16, u16)>,
@@ -147,13 +147,8 @@ impl Config {
                 .add_bar(bar.index, bar.kind, bar.size)
                 .map_err(|e| format!("BAR {} of {}: {e}", bar.index.get(), device.name()))?;
         }
-        if choices.line {
-            header.set_interrupt_pin(match byte(INTERRUPT + 1) {
-                2 => IntxPin::B,
-                3 => IntxPin::C,
-                4 => IntxPin::D,
-                _ => IntxPin::A,
-            });
+        if let Some(pin) = choices.pin {
+            header.set_interrupt_pin(pin);
         }
 
         let standard = capabilities::standard(&snapshot);

@@ -11,7 +11,7 @@ mod reset;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ::pci::{BarIndex, DecodedBar, Msi, MsiLayout, Msix, MsixLayout, MsixRegion, PciFunction};
+use ::pci::{BarIndex, DecodedBar, IntxPin, Msi, MsiLayout, Msix, MsixLayout, MsixRegion, PciFunction};
 use gsi_routing::GsiHandle;
 use irq_types::Bdf;
 use irqfd::{LevelState, LevelTrigger, Resampler, VectorState, Wiring};
@@ -35,8 +35,8 @@ use reset::BusReset;
 pub struct PciOptions {
     /// Where its interrupts go.
     pub wiring: Wiring,
-    /// The line that its INTx pin is connected to; `None`: it has no INTx in the guest.
-    pub line: Option<Arc<GsiHandle>>,
+    /// The INTx pin that it has in the guest, whichever it has on the host, and the line that the guest finds that pin on; `None`: it has no INTx in the guest.
+    pub line: Option<(IntxPin, Arc<GsiHandle>)>,
     /// How the end of an INTx interrupt reaches the host.
     pub resample: ResamplePath,
     /// Where its BARs become memory of the guest.
@@ -88,8 +88,9 @@ impl VfioPciFunction {
         let snapshot = config::snapshot(&device, &region)?;
         let description = |what: String| Error::Description { name: device.name().to_owned(), what };
 
+        let pin = line.as_ref().map(|(pin, _)| *pin);
         let line = line
-            .map(|gsi| {
+            .map(|(_, gsi)| {
                 let failed = |source| Error::Interrupt { name: device.name().to_owned(), index: 0, source };
                 let trigger = Arc::new(LevelTrigger::new().map_err(failed)?);
                 Ok::<_, Error>(Line { gsi, path: resample, wiring: wiring.clone(), trigger })
@@ -130,7 +131,7 @@ impl VfioPciFunction {
             &config::Choices {
                 on_root_bus,
                 dma,
-                line: interrupts.has_line(),
+                pin: pin.filter(|_| interrupts.has_line()),
                 msi: msi.as_ref().map(|(at, msi)| (*at, msi.layout().capability_length())),
                 msix: msix.as_ref().map(|(at, _)| (*at, MsixLayout::CAPABILITY_LENGTH)),
             },

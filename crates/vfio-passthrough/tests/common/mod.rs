@@ -172,7 +172,7 @@ impl Rig {
         let events = Arc::clone(&self.events);
         PciOptions {
             wiring: self.wiring.clone(),
-            line,
+            line: line.map(|line| (pci::IntxPin::A, line)),
             resample,
             slots: Arc::new(self.slots.clone()),
             on_root_bus: true,
@@ -235,11 +235,13 @@ pub struct Nvme {
     pub can_grow: bool,
     pub table: u32,
     pub pending: u32,
+    /// 1 is INTA.
+    pub pin: u8,
 }
 
 impl Default for Nvme {
     fn default() -> Self {
-        Self { vectors: 8, can_grow: false, table: 0x2000, pending: 0x3000 }
+        Self { vectors: 8, can_grow: false, table: 0x2000, pending: 0x3000, pin: 1 }
     }
 }
 
@@ -258,7 +260,7 @@ impl Nvme {
         put(0x10, &[4, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
         put(0x2c, &[0xf4, 0x1a, 0, 0x11]);
         put(0x34, &[MSIX as u8]);
-        put(0x3c, &[0, 1]);
+        put(0x3c, &[0, self.pin]);
         put(MSIX, &[0x11, PM as u8]);
         put(MSIX + 2, &(self.vectors - 1).to_le_bytes());
         put(MSIX + 4, &self.table.to_le_bytes());
