@@ -67,7 +67,7 @@ pub(super) struct Connection {
     at_end: bool,
     /// It is not even there any more.
     hung_up: bool,
-    /// The guest was asked for its credit since it last told.
+    /// The guest was asked for its credit since it last told anything new of it.
     asked: bool,
     /// What is waited for on the stream.
     listening: Option<Interest>,
@@ -124,8 +124,11 @@ impl Connection {
         memory: &GuestMemoryMmap,
         scatter: &mut Scatter,
     ) -> Result<Fate, RingError> {
-        self.credit.hear(header.buffer_size, header.forwarded);
-        self.asked = false;
+        // A guest that has answered "no room" tells by itself when it has some, as Linux does. Asking it again at once would get the same
+        // answer, again and again, and its programs no chance to make room.
+        if self.credit.hear(header.buffer_size, header.forwarded) {
+            self.asked = false;
+        }
         match header.op {
             Some(Op::Response) if !self.established => {
                 self.established = true;

@@ -53,10 +53,12 @@ impl Credit {
         self.forwarded.0
     }
 
-    /// The guest has told the same of its side.
-    pub(crate) fn hear(&mut self, size: u32, forwarded: u32) {
+    /// The guest has told the same of its side. Whether that is news.
+    pub(crate) fn hear(&mut self, size: u32, forwarded: u32) -> bool {
+        let before = (self.peer_size, self.peer_forwarded);
         self.peer_size = size;
         self.peer_forwarded = Wrapping(forwarded);
+        before != (self.peer_size, self.peer_forwarded)
     }
 
     /// How many bytes the guest has room for. None if what it says makes no sense: that it has passed on more than it was sent.
