@@ -17,9 +17,8 @@ use crate::{ActivateError, EventHandler, Events, Interest, RingError, Transport}
 /// How many frames are moved before others get their turn: the other direction, and whoever wants the thread to stop.
 const BUDGET: usize = 256;
 
-/// Where frames come one at a time, the tap is asked only so often whether there is another one: mostly there is not, and asking is a system call. If there is,
-/// it says so.
-const PROBE: u8 = 8;
+/// Where nothing comes of it, something is tried only once in so many times.
+const SELDOM: u8 = 15;
 
 const TAP: u64 = 0;
 const RECEIVE: u64 = 1;
@@ -42,12 +41,36 @@ pub(crate) struct Pair {
     buffers: bool,
     /// The tap could not take a frame.
     tap_is_full: bool,
-    /// How often frames came alone since the tap was last asked for another.
-    alone: u8,
+    /// Asking the tap for another frame, which costs a system call. Where frames come one at a time there mostly is none; and if there is, the tap says so.
+    another: Attempt,
     /// Whether the transmit queue is to be looked at again, without a notification.
     stay: Stay,
-    /// As [`alone`](Self::alone), for staying in vain.
-    sent_alone: u8,
+    /// Staying at the transmit queue, which costs a system call, where being notified costs an exit of the guest's besides.
+    staying: Attempt,
+}
+
+/// Something that is worth its price only if something comes of it: it is tried again after one time without, after three, and so on up to [`SELDOM`].
+#[derive(Debug, Clone, Copy, Default)]
+struct Attempt {
+    /// How many times it is to be left out yet.
+    rest: u8,
+    /// How many times it was last left out.
+    pause: u8,
+}
+
+impl Attempt {
+    /// Whether it is to be tried this time.
+    fn is_due(&mut self) -> bool {
+        let due = self.rest == 0;
+        self.rest = self.rest.saturating_sub(1);
+        due
+    }
+
+    /// It was tried, and something came of it or not.
+    fn made(&mut self, well: bool) {
+        self.pause = if well { 0 } else { (2 * self.pause + 1).min(SELDOM) };
+        self.rest = self.pause;
+    }
 }
 
 /// Whether the transmit queue is to be looked at again without a notification.
@@ -82,9 +105,9 @@ impl Pair {
             interest: None,
             buffers: true,
             tap_is_full: false,
-            alone: PROBE,
+            another: Attempt::default(),
             stay: Stay::No,
-            sent_alone: PROBE,
+            staying: Attempt::default(),
         }
     }
 
@@ -117,14 +140,12 @@ impl Pair {
         else {
             return Ok(());
         };
-        let asks = self.alone >= PROBE;
+        let asks = self.another.is_due();
         let budget = if asks { BUDGET } else { 1 };
         let received = self.receiver.receive(tap, budget, self.shared.link_is_up(), counters)?;
-        self.alone = match asks {
-            false => self.alone + 1,
-            true if self.receiver.last_count() > 1 => PROBE,
-            true => 0,
-        };
+        if asks {
+            self.another.made(self.receiver.last_count() > 1);
+        }
         match received {
             // The tap reports itself as long as there is more.
             Received::TapIsEmpty | Received::More => self.buffers = true,
@@ -139,13 +160,13 @@ impl Pair {
         else {
             return Ok(());
         };
-        let stays = self.sent_alone >= PROBE;
+        let again = self.stay == Stay::Now;
+        // Who has stayed for good reason goes on doing so.
+        let stays = again || self.staying.is_due();
         let sent = self.transmitter.send(tap, BUDGET, stays, self.shared.link_is_up(), counters)?;
-        self.sent_alone = match (stays, self.stay, sent) {
-            (false, ..) => self.sent_alone + 1,
-            (true, Stay::Now, Sent::QueueIsEmpty) => 0,
-            (true, ..) => PROBE,
-        };
+        if again {
+            self.staying.made(sent != Sent::QueueIsEmpty);
+        }
         self.tap_is_full = sent == Sent::TapIsFull;
         self.stay = match sent {
             Sent::QueueIsEmptyYet | Sent::More => Stay::Soon,
@@ -270,5 +291,24 @@ impl EventHandler for Pair {
             self.stay = Stay::Now;
         }
         ControlFlow::Continue(self.stay == Stay::Now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_to_nothing_is_tried_ever_less_often_and_what_comes_well_each_time() {
+        let mut attempt = Attempt::default();
+        let mut until_due = || {
+            let rest = std::iter::from_fn(|| (!attempt.is_due()).then_some(())).count();
+            attempt.made(false);
+            rest
+        };
+        let rests: Vec<usize> = (0..6).map(|_| until_due()).collect();
+        assert_eq!(rests, [0, 1, 3, 7, 15, 15]);
+        attempt.made(true);
+        assert!(attempt.is_due() && attempt.is_due());
     }
 }

@@ -31,11 +31,13 @@ pub(crate) struct Transmitter {
     ring: Ring,
     chain: Chain,
     scatter: Scatter,
+    /// How many frames have gone back to the guest since it was last asked whether it wants an interrupt.
+    unsaid: usize,
 }
 
 impl Transmitter {
     pub(crate) fn new(ring: Ring) -> Self {
-        Self { ring, chain: Chain::new(), scatter: Scatter::new() }
+        Self { ring, chain: Chain::new(), scatter: Scatter::new(), unsaid: 0 }
     }
 
     /// The queue.
@@ -45,6 +47,8 @@ impl Transmitter {
 
     /// Moves up to `budget` frames from the guest to `tap`, and interrupts it if it wants to be. With `link_up` unset they are lost. To `stay` is to look again soon
     /// if there were any, rather than to be notified of the next.
+    ///
+    /// Who stays also keeps the interrupt for then: a driver that hears of an answer meanwhile takes back what it has sent on the way, and wants none any more.
     ///
     /// A frame that the host refuses (a header that makes no sense, an interface that is down) is lost, as on a wire.
     ///
@@ -60,6 +64,7 @@ impl Transmitter {
     ) -> Result<Sent, RingError> {
         let tap = tap.as_fd();
         let mut end = Sent::More;
+        let mut moved = 0;
         self.ring.disable_notifications()?;
         for sent in 0..budget {
             if !self.ring.pop(&mut self.chain)? {
@@ -89,8 +94,15 @@ impl Transmitter {
                 }
             }
             self.ring.push(self.chain.head(), 0)?;
+            moved += 1;
         }
-        self.ring.interrupt()?;
+        self.unsaid += moved;
+        // A driver that waits for room does not have to wait for the end of a long stay.
+        let many = usize::from(self.ring.size()) / 4;
+        if self.unsaid > 0 && (end != Sent::QueueIsEmptyYet || self.unsaid >= many) {
+            self.unsaid = 0;
+            self.ring.interrupt()?;
+        }
         Ok(end)
     }
 }

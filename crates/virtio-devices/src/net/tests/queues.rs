@@ -199,6 +199,30 @@ fn frames_leave_as_the_guest_has_put_them_together() {
 }
 
 #[test]
+fn who_stays_for_more_frames_interrupts_when_it_leaves_or_there_are_many() {
+    let mut rig = Rig::new(0);
+    rig.driver.write(DATA, &packet(60));
+    let mut send = |frames: usize| {
+        for _ in 0..frames {
+            rig.driver.queues[1].add(&[readable(DATA, 72)]);
+        }
+        let sent = rig.transmitter.send(&rig.tap, 100, true, true, &rig.counters).unwrap();
+        // Without an interrupt, a driver that looks finds what it has sent.
+        let used = std::iter::from_fn(|| rig.driver.queues[1].used()).count();
+        assert_eq!(used, frames);
+        (sent, rig.driver.transport.interrupts(1))
+    };
+    assert_eq!(send(1), (Sent::QueueIsEmptyYet, 0));
+    assert_eq!(send(2), (Sent::QueueIsEmptyYet, 0));
+    assert_eq!(send(0), (Sent::QueueIsEmpty, 1));
+    // A quarter of the queue is many.
+    assert_eq!(send(3), (Sent::QueueIsEmptyYet, 1));
+    assert_eq!(send(1), (Sent::QueueIsEmptyYet, 2));
+    // There is nothing that has not been said.
+    assert_eq!(send(0), (Sent::QueueIsEmpty, 2));
+}
+
+#[test]
 fn a_tap_that_is_full_keeps_the_frame_for_later() {
     let mut rig = Rig::new(0);
     rig.driver.write(DATA, &packet(1000));
