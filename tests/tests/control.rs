@@ -106,6 +106,8 @@ fn a_machine_is_asked_to_shut_down_or_killed_and_takes_its_socket_along() {
     guest.wait_for("here");
     refused(&host, &["shutdown", socket], 3, &["power button"]);
     refused(&host, &["device", "add", socket, "0000:00:08.0"], 3, &["no PCI slot", "--pci-slots"]);
+    refused(&host, &["balloon", socket], 3, &["no balloon", "--balloon"]);
+    refused(&host, &["balloon", socket, "1M"], 3, &["no balloon", "--balloon"]);
     refused(&host, &["device", "remove", socket, "disk"], 2, &["no device called disk"]);
     refused(&host, &["device", "add", socket, "0000:00:08.0,colour=red"], 2, &["colour"]);
     assert_eq!(done(&host, &["device", "list", socket, "--json"]).trim(), "[]");

@@ -92,6 +92,17 @@ pub enum VmCommand {
         /// The machine: what its --control says, a name or the path of a socket.
         vm: PathBuf,
     },
+    /// Ask a guest to give memory back to the host, or show how much it has given. It needs a --balloon.
+    #[command(after_help = BALLOON_HELP)]
+    Balloon {
+        /// The machine: what its --control says, a name or the path of a socket.
+        vm: PathBuf,
+        /// How much the guest is to give back in all, e.g. 512M; 0: it may have all of it. Without it the balloon is shown.
+        size: Option<Size>,
+        /// For programs: one JSON object.
+        #[arg(long, conflicts_with = "size")]
+        json: bool,
+    },
     /// End a guest at once, as if its power failed.
     #[command(after_help = "Example:\n  doorbell kill web")]
     Kill {
@@ -99,6 +110,17 @@ pub enum VmCommand {
         vm: PathBuf,
     },
 }
+
+const BALLOON_HELP: &str = "\
+Example:
+  doorbell run --kernel Image --memory 1G --balloon --control web &
+  doorbell balloon web 512M
+  doorbell balloon web
+  doorbell balloon web --json | jq .actual
+  doorbell balloon web 0
+
+TARGET is what the guest is asked to give back of its MEMORY, ACTUAL what it has given back by now. FREE and AVAILABLE are what the guest says that it has left; a dash
+where its driver does not say. It gives back what it can, and takes memory out of the balloon again before it kills a program of its own for want of memory.";
 
 const DEVICE_HELP: &str = "\
 Example:

@@ -144,6 +144,8 @@ pub struct Config {
     pub report: bool,
     /// What devices there are beyond those that every machine has.
     pub devices: Devices,
+    /// Bytes that the balloon is asked for from the start: a guest that resets itself keeps what it was asked for.
+    pub balloon_target: u64,
     /// Platform devices of the host's.
     pub platform: Vec<Platform>,
     /// PCI devices of the host's.
@@ -364,6 +366,7 @@ impl Settings {
             log_format: self.log_format.unwrap_or_default(),
             metrics: self.metrics,
             report: self.report.unwrap_or_default(),
+            balloon_target: 0,
             platform: self.platform,
             pci_slots,
             control: self.control,
@@ -445,6 +448,7 @@ mod tests {
                 msi: Msi::Its,
                 on_reset: OnReset::Exit,
                 patience: 7,
+                balloon_target: 0,
                 platform: vec!["9010000.pl031,iommu=noiommu".parse().unwrap()],
                 vfio: vec!["0000:00:08.0".parse().unwrap()],
                 pci_slots: 3,

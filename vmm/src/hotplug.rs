@@ -8,6 +8,7 @@ use event_manager::{MutEventSubscriber, RemoteEndpoint, SubscriberOps};
 use irq_types::Bdf;
 use pci::{BusError, PciFunction};
 
+use crate::balloon;
 use crate::error::{Error, Result};
 use crate::machine::Parts;
 use crate::outcome::Verdict;
@@ -64,10 +65,8 @@ impl HotPlug {
             .as_ref()
             .filter(|pci| !pci.slots().is_empty())
             .ok_or_else(|| no_slot().hint("start it with --pci-slots N"))?;
-        if !parts.balloon_allows_devices() {
-            return Err(Error::host(
-                "a guest with a balloon cannot have devices of the host's: they may reach memory that the balloon gave back",
-            ));
+        if parts.balloon.is_some() {
+            return Err(balloon::excludes_devices());
         }
         let mut devices = parts.vfio.lock();
         check_name(&devices, wanted.name())?;

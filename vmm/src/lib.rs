@@ -8,6 +8,7 @@
 // Elsewhere the crate is built for its tests and its answers to wrong input; what makes VMs is then not called.
 #![cfg_attr(not(target_arch = "aarch64"), allow(dead_code))]
 
+pub mod balloon;
 pub mod boot;
 pub mod bus;
 pub mod cli;

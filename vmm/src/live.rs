@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::balloon::{self, BalloonState};
 use crate::control::{DeviceState, Machine, RunState, VmState};
 use crate::error::{Error, Result};
 use crate::hotplug::HotPlug;
@@ -91,6 +92,19 @@ impl Machine for Live {
 
     fn remove(&self, name: &str) -> Result<()> {
         self.hotplug.remove(name)
+    }
+
+    fn balloon(&self) -> Result<BalloonState> {
+        let balloon = self.parts.balloon.as_ref().ok_or_else(balloon::absent)?;
+        let runs = !self.running.pause.is_asked();
+        Ok(balloon::state(balloon, self.parts.config.memory.0, runs))
+    }
+
+    fn set_balloon(&self, size: u64) -> Result<()> {
+        let balloon = self.parts.balloon.as_ref().ok_or_else(balloon::absent)?;
+        balloon::check(size, self.parts.config.memory.0)?;
+        balloon.set_target(size);
+        Ok(())
     }
 
     fn irqs(&self) -> Vec<Line> {

@@ -15,6 +15,7 @@ use kvm_bindings::kvm_vcpu_init;
 use kvm_ioctls::Kvm;
 use kvm_irqchip::KvmVm;
 use vgic::{GicLayout, GicPhandles, InitializedVgic, MmioRegion, Vgic};
+use virtio_devices::BalloonHandle;
 use vm_fdt::FdtWriter;
 use vm_memory::GuestMemoryBackend;
 
@@ -73,9 +74,10 @@ pub(crate) fn run_guest(config: &Config, kernel: Kernel, initrd: Option<Initrd>)
         };
         let unchecked = initrd.as_ref().and_then(Initrd::unchecked);
         let machine = Machine::build(&config, &kvm, kernel, initrd)?;
-        let (outcome, vfio) = machine.run(signals.clone(), unchecked, control.as_ref())?;
+        let (outcome, kept) = machine.run(signals.clone(), unchecked, control.as_ref())?;
         // What has come or gone while the guest ran stays so, as devices in a rack would.
-        config.vfio = vfio;
+        config.vfio = kept.vfio;
+        config.balloon_target = kept.balloon_target;
         match (outcome, config.on_reset) {
             (Outcome::Reset, OnReset::Restart) => {
                 tracing::info!("the guest resets itself: starting it again")
@@ -90,6 +92,12 @@ pub(crate) fn run_guest(config: &Config, kernel: Kernel, initrd: Option<Initrd>)
             }
         }
     }
+}
+
+/// What a guest that resets itself finds as it was, though it was changed while the guest ran.
+struct Kept {
+    vfio: Vec<Vfio>,
+    balloon_target: u64,
 }
 
 /// A machine that is ready to run. Fields are dropped in this order: what uses comes before what is used.
@@ -108,6 +116,8 @@ pub(crate) struct Parts {
     /// The level lines of the devices in this process, the serial port's first.
     pub(crate) levels: Vec<Level>,
     pub(crate) pci: Option<PciHost>,
+    /// A hand on the balloon, if there is one.
+    pub(crate) balloon: Option<BalloonHandle>,
     /// PCI devices of the host's.
     pub(crate) vfio: VfioDevices,
     /// Platform devices of the host's. Before the routing table, which their interrupts need, and the memory, which they may reach.
@@ -153,7 +163,7 @@ impl Machine {
             initrd.as_ref().map_or(0, Initrd::len),
             config.memory,
         )?;
-        let virtio::Opened { devices, keyboard } = virtio::open(config)?;
+        let virtio::Opened { devices, keyboard, balloon } = virtio::open(config)?;
         let (vm_fd, bits) = create_vm(kvm, config)?;
         let vm_fd = Arc::new(vm_fd);
         let vm = Arc::new(KvmVm::new(Arc::clone(&vm_fd)));
@@ -256,6 +266,7 @@ impl Machine {
             gpio,
             levels: vec![serial_level, gpio_level],
             pci,
+            balloon,
             vfio,
             platform,
             passthrough,
@@ -272,14 +283,14 @@ impl Machine {
         Ok(Self { vcpus, parts })
     }
 
-    /// Runs the guest until something ends it. `unchecked` is an initial RAM disk that is still to be checked. Returns how it ended, and which
-    /// of the host's devices it has by then.
+    /// Runs the guest until something ends it. `unchecked` is an initial RAM disk that is still to be checked. Returns how it ended, and what it has been given
+    /// by then.
     fn run(
         self,
         signals: Taken,
         unchecked: Option<PathBuf>,
         control: Option<&Control>,
-    ) -> Result<(Outcome, Vec<Vfio>)> {
+    ) -> Result<(Outcome, Kept)> {
         let Self { vcpus, mut parts } = self;
         let keyboard = parts.keyboard.take();
         let parts = Arc::new(parts);
@@ -370,7 +381,8 @@ impl Machine {
             // Whoever does not read it any more changes nothing about the run.
             let _ = write!(io::stderr(), "{}", parts.report());
         }
-        Ok((outcome, parts.vfio.wanted()))
+        let balloon_target = parts.balloon.as_ref().map_or(0, BalloonHandle::target);
+        Ok((outcome, Kept { vfio: parts.vfio.wanted(), balloon_target }))
     }
 }
 
@@ -476,11 +488,6 @@ fn power_button(lines: &Lines) -> Result<(Arc<Gpio>, Level)> {
 }
 
 impl Parts {
-    /// What the balloon gave back may be somebody else's memory by the time that a device reaches for it.
-    pub(crate) fn balloon_allows_devices(&self) -> bool {
-        !self.config.devices.balloon
-    }
-
     fn report(&self) -> Report {
         Report {
             gic: *self.gic.config(),

@@ -66,6 +66,10 @@ impl<'de> Deserialize<'de> for Size {
                 text.parse().map_err(E::custom)
             }
 
+            fn visit_u64<E: de::Error>(self, n: u64) -> Result<Size, E> {
+                Ok(Size(n))
+            }
+
             fn visit_i64<E: de::Error>(self, n: i64) -> Result<Size, E> {
                 u64::try_from(n).map(Size).map_err(|_| E::custom("a size is not negative"))
             }

@@ -7,10 +7,11 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use virtio_devices::{
-    Balloon, BalloonOptions, Block, BlockFormat, BlockOptions, Console, GuestCid, MacAddress, Net,
-    NetOptions, Rng, Tap, Vhost, VhostVsock, VirtioDevice, Vsock, VsockError,
+    Balloon, BalloonHandle, BalloonOptions, Block, BlockFormat, BlockOptions, Console, GuestCid, MacAddress,
+    Net, NetOptions, Rng, Tap, Vhost, VhostVsock, VirtioDevice, Vsock, VsockError,
 };
 
+use crate::balloon;
 use crate::config::Config;
 use crate::devices::{self, Choice, Disk, DiskFormat};
 use crate::error::{Error, Result};
@@ -30,6 +31,8 @@ pub(crate) struct Opened {
     pub(crate) devices: Vec<Named>,
     /// Where the guest's input goes, if a virtio console takes it.
     pub(crate) keyboard: Option<OwnedFd>,
+    /// A hand on the balloon, if there is one.
+    pub(crate) balloon: Option<BalloonHandle>,
 }
 
 /// Opens everything that the devices need of the host. Nothing is started.
@@ -67,16 +70,18 @@ pub(crate) fn open(config: &Config) -> Result<Opened> {
     if let Some(wanted) = &devices.vsock {
         add("vsock".into(), vsock(wanted)?);
     }
+    let mut balloon = None;
     if devices.balloon {
-        if !config.vfio.is_empty() {
-            return Err(Error::usage("a guest with a balloon cannot have devices of the host's: they may reach memory that the balloon gave back")
-                .hint("leave out --balloon or --vfio"));
+        if !config.vfio.is_empty() || !config.platform.is_empty() {
+            return Err(balloon::excludes_devices());
         }
         let mut options = BalloonOptions::default();
+        options.target = config.balloon_target;
         options.deflate_on_oom = true;
         options.free_page_reporting = true;
-        let balloon = Balloon::new(options).map_err(|e| Error::host("cannot make the balloon").because(e))?;
-        add("balloon".into(), Box::new(balloon));
+        let device = Balloon::new(options).map_err(|e| Error::host("cannot make the balloon").because(e))?;
+        balloon = Some(device.handle());
+        add("balloon".into(), Box::new(device));
     }
     let mut keyboard = None;
     if devices.console {
@@ -84,7 +89,7 @@ pub(crate) fn open(config: &Config) -> Result<Opened> {
         add("console".into(), Box::new(device));
         keyboard = Some(input);
     }
-    Ok(Opened { devices: opened, keyboard })
+    Ok(Opened { devices: opened, keyboard, balloon })
 }
 
 /// A console whose output is our standard output, and where its input comes from: not straight from standard input, since keys that are meant

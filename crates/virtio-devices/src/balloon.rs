@@ -76,6 +76,8 @@ struct Shared {
     discarded: AtomicU64,
     failure: Mutex<Option<String>>,
     stats: Mutex<Option<BalloonStats>>,
+    /// How often the guest has said how its memory is.
+    heard: AtomicU64,
     /// Statistics are wanted.
     wake: Doorbell,
     transport: Mutex<Option<Arc<dyn Transport>>>,
@@ -100,6 +102,7 @@ impl Shared {
 
     fn set_stats(&self, stats: BalloonStats) {
         *lock(&self.stats) = Some(stats);
+        self.heard.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -123,6 +126,7 @@ impl Balloon {
             discarded: AtomicU64::new(0),
             failure: Mutex::new(None),
             stats: Mutex::new(None),
+            heard: AtomicU64::new(0),
             wake: Doorbell::new()?,
             transport: Mutex::new(None),
         });
@@ -201,6 +205,12 @@ impl BalloonHandle {
     #[must_use]
     pub fn stats(&self) -> Option<BalloonStats> {
         *lock(&self.0.stats)
+    }
+
+    /// How often the guest has said how its memory is, ever: a number that grows when it has answered a [request](Self::request_stats).
+    #[must_use]
+    pub fn times_heard(&self) -> u64 {
+        self.0.heard.load(Ordering::Acquire)
     }
 
     /// Asks the guest to say how its memory is.

@@ -4,10 +4,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::http::{Answer, Request};
+use crate::balloon::BalloonState;
 use crate::error::{Error, Result};
 use crate::irq::Line;
 use crate::irq::explain::Explanation;
 use crate::metrics::{self, Family};
+use crate::size::Size;
 use crate::status::Status;
 use crate::vfio_config::Vfio;
 
@@ -70,6 +72,9 @@ pub(crate) trait Machine: Send + Sync {
     fn devices(&self) -> Vec<DeviceState>;
     fn add(&self, device: Vfio) -> Result<()>;
     fn remove(&self, name: &str) -> Result<()>;
+    fn balloon(&self) -> Result<BalloonState>;
+    /// Asks the guest to give back so many bytes in all.
+    fn set_balloon(&self, size: u64) -> Result<()>;
     fn irqs(&self) -> Vec<Line>;
     /// Why an interrupt does not arrive; `None` if there is none of this name.
     fn explain(&self, line: &str) -> Option<Explanation>;
@@ -82,6 +87,14 @@ pub(crate) trait Machine: Send + Sync {
 struct Addition {
     /// As on the command line.
     vfio: String,
+}
+
+/// How large the balloon is to be.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Inflation {
+    /// In bytes, or as on the command line.
+    size: Size,
 }
 
 #[derive(Serialize)]
@@ -122,10 +135,13 @@ pub(crate) fn answer(request: &Request, machine: Option<&dyn Machine>) -> Answer
     let known: &[&str] = match parts.as_slice() {
         ["vm"] => &["GET"],
         ["vm", "pause" | "resume" | "shutdown" | "kill"] => &["PUT"],
+        ["balloon"] => &["GET", "PUT"],
         ["devices"] => &["GET", "POST"],
         ["devices", _] => &["DELETE"],
         ["irqs"] | ["irqs", _] | ["irqs", _, "explain"] | ["metrics"] => &["GET"],
-        _ => return refuse(404, &format!("there is no {path}: see /vm, /devices, /irqs, /metrics")),
+        _ => {
+            return refuse(404, &format!("there is no {path}: see /vm, /balloon, /devices, /irqs, /metrics"));
+        }
     };
     if !known.contains(&request.method.as_str()) {
         return refuse(405, &format!("{path} takes {}", known.join(", ")));
@@ -143,6 +159,11 @@ pub(crate) fn answer(request: &Request, machine: Option<&dyn Machine>) -> Answer
             machine.kill();
             done(Ok(()), 202)
         }
+        ("GET", ["balloon"]) => match machine.balloon() {
+            Ok(state) => json(200, &state),
+            Err(e) => refuse(status_of(&e), &e.one_line()),
+        },
+        (_, ["balloon"]) => done(inflation(&request.body).and_then(|size| machine.set_balloon(size)), 200),
         ("GET", ["devices"]) => json(200, &machine.devices()),
         ("POST", ["devices"]) => done(addition(&request.body).and_then(|device| machine.add(device)), 200),
         (_, ["devices", name]) => match unescape(name) {
@@ -179,6 +200,15 @@ fn addition(body: &[u8]) -> Result<Vfio> {
         Error::usage("cannot read the request").because(e).hint("send {\"vfio\": \"0000:00:08.0\"}")
     })?;
     vfio.parse().map_err(|e: String| Error::usage(format!("vfio {vfio}: {e}")))
+}
+
+fn inflation(body: &[u8]) -> Result<u64> {
+    let Inflation { size: Size(bytes) } = serde_json::from_slice(body).map_err(|e| {
+        Error::usage("cannot read the request")
+            .because(e)
+            .hint("send {\"size\": \"256M\"}, or a number of bytes")
+    })?;
+    Ok(bytes)
 }
 
 /// Percent-encoding (RFC 3986, section 2.1): names may have any characters.
@@ -259,6 +289,20 @@ pub(crate) mod tests {
             self.note(format!("remove {name}"));
             Err(Error::usage("there is none").hint("look"))
         }
+        fn balloon(&self) -> Result<BalloonState> {
+            Ok(BalloonState {
+                target: 5 << 20,
+                actual: 4 << 20,
+                memory: 512 << 20,
+                discarded: 6 << 20,
+                failure: None,
+                stats: None,
+            })
+        }
+        fn set_balloon(&self, size: u64) -> Result<()> {
+            self.note(format!("balloon {size}"));
+            Ok(())
+        }
         fn irqs(&self) -> Vec<Line> {
             vec![crate::irq::line::test_line("disk-0:1", 7), crate::irq::line::test_line("a b", 8)]
         }
@@ -285,6 +329,12 @@ pub(crate) mod tests {
             ("PUT", "/vm/resume", "", 200, Some("resume"), "{}"),
             ("PUT", "/vm/shutdown", "", 409, Some("shutdown"), "nobody listens"),
             ("PUT", "/vm/kill", "", 202, Some("kill"), "{}"),
+            ("GET", "/balloon", "", 200, None, "\"target\":5242880,\"actual\":4194304,"),
+            ("PUT", "/balloon", r#"{"size":4096}"#, 200, Some("balloon 4096"), "{}"),
+            ("PUT", "/balloon", r#"{"size":"1K"}"#, 200, Some("balloon 1024"), "{}"),
+            ("PUT", "/balloon", r#"{"size":-1}"#, 400, None, "256M"),
+            ("PUT", "/balloon", r#"{"target":1}"#, 400, None, "target"),
+            ("POST", "/balloon", "", 405, None, "GET, PUT"),
             ("GET", "/devices", "", 200, None, "[]"),
             ("POST", "/devices", r#"{"vfio":"0000:00:08.0,id=x"}"#, 200, Some("add x"), "{}"),
             ("POST", "/devices", r#"{"vfio":"0000:00:08.0,colour=red"}"#, 400, None, "colour"),

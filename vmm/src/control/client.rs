@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use super::api::{DeviceState, RunState, VmState, escape};
 use super::http::{Request, read_answer, write_request};
 use super::{directory, socket_of};
+use crate::balloon::{BalloonState, GuestMemory};
 use crate::cli::{DeviceCommand, VmCommand};
 use crate::error::{Error, Result};
 use crate::size::Size;
@@ -83,7 +84,27 @@ pub fn vm_command(command: &VmCommand) -> Result<u8> {
         VmCommand::Resume { vm } => nothing(vm, "PUT", "/vm/resume", &[]),
         VmCommand::Shutdown { vm } => nothing(vm, "PUT", "/vm/shutdown", &[]),
         VmCommand::Kill { vm } => nothing(vm, "PUT", "/vm/kill", &[]),
+        VmCommand::Balloon { vm, size: Some(Size(size)), .. } => {
+            nothing(vm, "PUT", "/balloon", serde_json::json!({ "size": size }).to_string().as_bytes())
+        }
+        VmCommand::Balloon { vm, size: None, json } => {
+            let state: BalloonState = ask(vm, "GET", "/balloon", &[])?;
+            print(&if *json { to_json(&state) } else { balloon_table(&state) });
+            Ok(Status::PowerOff.code())
+        }
     }
+}
+
+fn balloon_table(state: &BalloonState) -> String {
+    let size = |bytes: u64| Size(bytes).to_string();
+    let GuestMemory { free, available, .. } = state.stats.unwrap_or_default();
+    let [free, available] = [free, available].map(|bytes| bytes.map_or_else(|| "-".to_owned(), size));
+    let row = [size(state.target), size(state.actual), size(state.memory), free, available];
+    let mut text = table(["TARGET", "ACTUAL", "MEMORY", "FREE", "AVAILABLE"], vec![row]);
+    if let Some(failure) = &state.failure {
+        text += &format!("the host has not taken all of it: {failure}\n");
+    }
+    text
 }
 
 /// How often is looked whether the guest has released a device.
@@ -235,6 +256,23 @@ mod tests {
         for (seconds, text) in [(0, "0s"), (61, "1m01s"), (3_660, "1h01m"), (90_000, "1d01h")] {
             assert_eq!(uptime(seconds), text);
         }
+    }
+
+    #[test]
+    fn a_balloon_is_a_row_and_what_the_guest_does_not_tell_a_dash() {
+        let stats = Some(GuestMemory { free: Some(240 << 20), ..GuestMemory::default() });
+        let mut state = BalloonState {
+            target: 16 << 20,
+            actual: 12 << 20,
+            memory: 256 << 20,
+            discarded: 0,
+            failure: None,
+            stats,
+        };
+        let rows = "TARGET  ACTUAL  MEMORY  FREE  AVAILABLE\n16M     12M     256M    240M  -\n";
+        assert_eq!(balloon_table(&state), rows);
+        state.failure = Some("out of luck".into());
+        assert!(balloon_table(&state).ends_with("taken all of it: out of luck\n"));
     }
 
     #[test]

@@ -122,6 +122,7 @@ fn statistics_come_when_they_are_asked_for() {
         driver.queues[2].add(&[readable(LIST, 10)]);
     };
     for value in 1..5 {
+        assert_eq!(handle.times_heard(), value - 1);
         free(&mut driver, value);
         if value > 1 {
             handle.request_stats();
