@@ -126,8 +126,10 @@ const DEVICE_HELP: &str = "\
 Example:
   doorbell run --kernel Image --control web --pci-slots 2 &
   doorbell device add web 0000:00:08.0
+  doorbell device add web --disk path=data.img
   doorbell device list web
-  doorbell device remove web 0000:00:08.0";
+  doorbell device remove web 0000:00:08.0
+  doorbell device remove web disk-0";
 
 /// What to do with a running guest's devices.
 #[derive(Debug, Subcommand)]
@@ -141,28 +143,44 @@ pub enum DeviceCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Put a PCI device of the host's into a free slot of a guest's.
-    #[command(
-        after_help = "Example:\n  doorbell device add web 0000:00:08.0\n  doorbell device add web 0000:00:08.0,iommu=legacy,id=disk"
-    )]
+    /// Put a device into a free slot of a guest's, and say what it is called: a PCI device of the host's, a disk or a network interface.
+    #[command(after_help = DEVICE_ADD_HELP)]
     Add {
         /// The machine: what its --control says, a name or the path of a socket.
         vm: PathBuf,
-        /// The device, as for `doorbell run --vfio`.
-        device: String,
+        /// A PCI device of the host's, as for `doorbell run --vfio`.
+        #[arg(required_unless_present_any = ["disk", "net"], conflicts_with_all = ["disk", "net"])]
+        device: Option<String>,
+        /// A disk, as for `doorbell run --disk`.
+        #[arg(long, value_name = "path=FILE,...", conflicts_with = "net")]
+        disk: Option<String>,
+        /// A network interface, as for `doorbell run --net`.
+        #[arg(long, value_name = "tap=NAME,...")]
+        net: Option<String>,
     },
     /// Ask a guest to release a device, and wait until it has. The host has it then.
-    #[command(after_help = "Example:\n  doorbell device remove web 0000:00:08.0")]
+    #[command(
+        after_help = "Example:\n  doorbell device remove web 0000:00:08.0\n  doorbell device remove web disk-1"
+    )]
     Remove {
         /// The machine: what its --control says, a name or the path of a socket.
         vm: PathBuf,
-        /// The device's name.
+        /// The device's name; a blank in it may be written as '-'.
         name: String,
         /// How many seconds to wait. Linux takes some seven.
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         timeout: u32,
     },
 }
+
+const DEVICE_ADD_HELP: &str = "\
+Example:
+  doorbell device add web 0000:00:08.0,iommu=legacy,id=gpu
+  doorbell device add web --disk path=data.img,serial=data
+  doorbell device add web --net tap=tap1,id=uplink
+  doorbell device remove web uplink
+
+Devices have the names that id=NAME gives them; else the host's devices have their addresses, disks are 'disk 0' and so on, networks 'net tap0'.";
 
 const IRQ_HELP: &str = "\
 Example:
@@ -360,10 +378,10 @@ pub struct RunArgs {
     /// Write the run's counters and histograms to this file at its end, as JSON.
     #[arg(long, value_name = "FILE")]
     pub metrics: Option<PathBuf>,
-    /// A disk: path=FILE[,format=raw|qcow2][,readonly=on][,direct=on][,queues=N][,serial=TEXT]. May be repeated.
+    /// A disk: path=FILE[,format=raw|qcow2][,readonly=on][,direct=on][,queues=N][,serial=TEXT][,id=NAME][,slot=on]. May be repeated.
     #[arg(long, value_name = "path=FILE,...")]
     pub disk: Vec<String>,
-    /// A network interface: tap=NAME[,mac=ADDRESS][,queues=N][,vhost=auto|on|off]. May be repeated.
+    /// A network interface: tap=NAME[,mac=ADDRESS][,queues=N][,vhost=auto|on|off][,id=NAME][,slot=on]. May be repeated.
     #[arg(long, value_name = "tap=NAME,...")]
     pub net: Vec<String>,
     /// A PCI device of the host's that is bound to VFIO: ADDRESS[,iommu=auto|legacy|iommufd|noiommu][,resample=kernel|loop]
@@ -374,8 +392,8 @@ pub struct RunArgs {
     /// [,overlay=FILE.dtbo]. May be repeated.
     #[arg(long, value_name = "NAME,...")]
     pub platform: Vec<String>,
-    /// How many PCI slots there are for devices that come and go while the guest runs (`doorbell device add`) [default: as many as --vfio
-    /// options ask for].
+    /// How many PCI slots there are for devices that come and go while the guest runs (`doorbell device add`) [default: as many as
+    /// ask for one with slot=on].
     #[arg(long, value_name = "N")]
     pub pci_slots: Option<u8>,
     /// Where the machine is controlled while it runs: a name for `doorbell ps`, or the path of a socket.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::devices::{Devices, Disk, Net, Vsock};
+use crate::devices::{Devices, Disk, Net, Pluggable, Vsock};
 use crate::error::{Error, Result};
 use crate::size::Size;
 use crate::vfio_config::{Platform, Vfio};
@@ -340,7 +340,16 @@ impl Settings {
             return Err(Error::usage("the kernel command line has characters other than ASCII")
                 .hint("write --cmdline in plain ASCII"));
         }
-        let in_slots = self.vfio.iter().filter(|vfio| vfio.wants_slot()).count();
+        let devices = Devices {
+            disks: self.disk,
+            nets: self.net,
+            vsock: self.vsock,
+            rng: self.rng.unwrap_or_default(),
+            balloon: self.balloon.unwrap_or_default(),
+            console: self.console.unwrap_or_default(),
+        };
+        let in_slots = self.vfio.iter().filter(|vfio| vfio.wants_slot()).count()
+            + devices.pluggable().filter(Pluggable::wants_slot).count();
         let most = usize::from(MAX_PCI_SLOTS);
         let pci_slots = self.pci_slots.map_or(0, usize::from).max(in_slots);
         if pci_slots > most {
@@ -371,14 +380,7 @@ impl Settings {
             pci_slots,
             control: self.control,
             vfio: self.vfio,
-            devices: Devices {
-                disks: self.disk,
-                nets: self.net,
-                vsock: self.vsock,
-                rng: self.rng.unwrap_or_default(),
-                balloon: self.balloon.unwrap_or_default(),
-                console: self.console.unwrap_or_default(),
-            },
+            devices,
         })
     }
 }
@@ -490,6 +492,18 @@ mod tests {
         let file = Settings { cpus: Some(2), memory: Some(Size(1 << 30)), ..settings() };
         let merged = Settings { cpus: Some(3), ..Settings::default() }.or(file);
         assert_eq!((merged.cpus, merged.memory), (Some(3), Some(Size(1 << 30))));
+    }
+
+    #[test]
+    fn there_are_slots_for_all_that_asks_for_one() {
+        let slots = |settings: Settings| settings.into_config().map(|config| config.pci_slots);
+        let disk = || vec!["path=a,slot=on".parse().unwrap(), "path=b".parse().unwrap()];
+        let net = || vec!["tap=a,slot=on".parse().unwrap()];
+        assert_eq!(slots(Settings { disk: disk(), net: net(), ..settings() }).unwrap(), 2);
+        assert_eq!(slots(Settings { disk: disk(), pci_slots: Some(5), ..settings() }).unwrap(), 5);
+        let many = std::iter::repeat_with(disk).take(17).flatten().collect();
+        let line = slots(Settings { disk: many, ..settings() }).unwrap_err().one_line();
+        assert!(line.contains("17 PCI slots"), "{line}");
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::vfio_config::Vfio;
+
 /// A disk of the guest's: a file or block device of the host's.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -26,6 +28,11 @@ pub struct Disk {
     pub queues: Option<u16>,
     /// What the guest reads as the disk's serial number: up to 20 bytes.
     pub serial: Option<String>,
+    /// What it is called in messages and requests; "disk N" where this is not given.
+    pub id: Option<String>,
+    /// Whether it is in a slot, which it can leave while the guest runs.
+    #[serde(default)]
+    pub slot: bool,
 }
 
 /// What an image file is.
@@ -54,6 +61,11 @@ pub struct Net {
     /// Whether the host's kernel moves the packets.
     #[serde(default)]
     pub vhost: Choice,
+    /// What it is called in messages and requests; "net TAP" where this is not given.
+    pub id: Option<String>,
+    /// Whether it is in a slot, which it can leave while the guest runs.
+    #[serde(default)]
+    pub slot: bool,
 }
 
 /// Whether something that not every host has is to be used.
@@ -82,6 +94,64 @@ pub struct Vsock {
     pub vhost: Choice,
 }
 
+/// A virtio device that may come and go while the guest runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pluggable {
+    /// A disk.
+    Disk(Disk),
+    /// A network interface.
+    Net(Net),
+}
+
+/// What a guest that runs can be given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Addition {
+    /// A PCI device of the host's.
+    Vfio(Vfio),
+    /// A virtio device.
+    Virtio(Pluggable),
+}
+
+impl Pluggable {
+    /// What it was asked to be called, if it was.
+    #[must_use]
+    pub fn id(&self) -> Option<&str> {
+        match self {
+            Self::Disk(Disk { id, .. }) | Self::Net(Net { id, .. }) => id.as_deref(),
+        }
+    }
+
+    /// Whether it is to be in a slot.
+    #[must_use]
+    pub fn wants_slot(&self) -> bool {
+        match self {
+            Self::Disk(Disk { slot, .. }) | Self::Net(Net { slot, .. }) => *slot,
+        }
+    }
+
+    /// What it is on the host's side: a file or an interface.
+    #[must_use]
+    pub fn host(&self) -> String {
+        match self {
+            Self::Disk(disk) => disk.path.display().to_string(),
+            Self::Net(net) => net.tap.clone(),
+        }
+    }
+
+    /// The same for a machine that starts again: under the name that it has now.
+    #[must_use]
+    pub fn kept(&self, name: &str, in_slot: bool) -> Self {
+        let mut kept = self.clone();
+        match &mut kept {
+            Self::Disk(Disk { id, slot, .. }) | Self::Net(Net { id, slot, .. }) => {
+                *id = Some(name.to_owned());
+                *slot = in_slot;
+            }
+        }
+        kept
+    }
+}
+
 /// All devices of a machine beyond those that each one has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Devices {
@@ -100,6 +170,12 @@ pub struct Devices {
 }
 
 impl Devices {
+    /// Those that may come and go.
+    pub fn pluggable(&self) -> impl Iterator<Item = Pluggable> {
+        let disks = self.disks.iter().cloned().map(Pluggable::Disk);
+        disks.chain(self.nets.iter().cloned().map(Pluggable::Net))
+    }
+
     /// Whether there is any that wants a PCI bus.
     #[must_use]
     pub fn any(&self) -> bool {
@@ -133,7 +209,7 @@ impl FromStr for Disk {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        table(text, &["path", "serial", "format"])
+        table(text, &["path", "serial", "format", "id"])
     }
 }
 
@@ -141,7 +217,7 @@ impl FromStr for Net {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        table(text, &["tap", "mac", "vhost"])
+        table(text, &["tap", "mac", "vhost", "id"])
     }
 }
 
@@ -177,8 +253,19 @@ mod tests {
         assert_eq!((net.tap.as_str(), net.mac, net.vhost), ("tap0", None, Choice::Auto));
         let net: Net = "tap=7,vhost=off".parse().unwrap();
         assert_eq!((net.tap.as_str(), net.vhost), ("7", Choice::Off));
+        let net: Net = "tap=tap0,id=7,slot=on".parse().unwrap();
+        assert_eq!((net.id.as_deref(), net.slot), (Some("7"), true));
         let vsock: Vsock = "cid=3,socket=/run/v".parse().unwrap();
         assert_eq!((vsock.cid, vsock.socket), (3, Some("/run/v".into())));
+    }
+
+    #[test]
+    fn a_machine_that_starts_again_finds_its_devices_by_their_names() {
+        let disk = Pluggable::Disk("path=a,serial=s".parse().unwrap());
+        assert_eq!((disk.id(), disk.wants_slot(), disk.host().as_str()), (None, false, "a"));
+        let kept = disk.kept("disk 3", true);
+        assert_eq!(kept, Pluggable::Disk("path=a,serial=s,id=disk 3,slot=on".parse().unwrap()));
+        assert_eq!(kept.kept("disk 3", false).id(), Some("disk 3"));
     }
 
     #[test]

@@ -9,11 +9,15 @@ use irq_types::Bdf;
 use pci::{BusError, PciFunction};
 
 use crate::balloon;
+use crate::devices::{Addition, Pluggable};
 use crate::error::{Error, Result};
+use crate::irq::collect;
 use crate::machine::Parts;
 use crate::outcome::Verdict;
+use crate::pci_host::{PciHost, Place, Virtio};
 use crate::vfio_config::Vfio;
-use crate::vfio_pci::{Assigned, Place, Subscriber, check_name, reset_with_bus};
+use crate::vfio_pci::{Assigned, Subscriber, check_name, reset_with_bus};
+use crate::virtio::{self, Other, name_is_taken};
 
 /// The event loop as other threads reach it.
 pub(crate) type Loop = RemoteEndpoint<Box<dyn MutEventSubscriber>>;
@@ -36,6 +40,20 @@ impl From<event_manager::Error> for Ended {
     }
 }
 
+/// The first slot that nothing is in.
+fn free_slot(pci: &PciHost, devices: &[Assigned]) -> Result<Place> {
+    let virtio = pci.virtio();
+    let taken = |place| {
+        devices.iter().any(|assigned| assigned.place == place)
+            || virtio.iter().any(|virtio| virtio.place == place)
+    };
+    let places = pci.slots().iter().map(|slot| Place::Slot(slot.port));
+    places.into_iter().find(|place| !taken(*place)).ok_or_else(|| {
+        Error::host(format!("all {} PCI slots of the guest are taken", pci.slots().len()))
+            .hint("remove a device, or start the guest with a larger --pci-slots")
+    })
+}
+
 impl HotPlug {
     /// For a machine whose event loop is `events`.
     pub(crate) fn new(parts: &Arc<Parts>, events: Loop, verdict: Verdict) -> Arc<Self> {
@@ -56,8 +74,8 @@ impl HotPlug {
         self.parts.upgrade().ok_or_else(|| Error::failure("the machine has come to its end"))
     }
 
-    /// Puts a device of the host's into the first slot that is free. The guest is told, and finds it by itself.
-    pub(crate) fn add(&self, wanted: Vfio) -> Result<()> {
+    /// Puts a device into the first slot that is free. The guest is told, and finds it by itself. Returns what the device is called.
+    pub(crate) fn add(&self, wanted: Addition) -> Result<String> {
         let parts = self.parts()?;
         let no_slot = || Error::host("the guest has no PCI slot to put a device into");
         let pci = parts
@@ -65,17 +83,31 @@ impl HotPlug {
             .as_ref()
             .filter(|pci| !pci.slots().is_empty())
             .ok_or_else(|| no_slot().hint("start it with --pci-slots N"))?;
+        // Whoever adds something holds this, so that no slot and no name is given twice.
+        let mut devices = parts.vfio.lock();
+        match wanted {
+            Addition::Vfio(wanted) => self.add_vfio(wanted, &parts, pci, &mut devices),
+            Addition::Virtio(wanted) => self.add_virtio(wanted, &parts, pci, &devices),
+        }
+    }
+
+    fn add_vfio(
+        &self,
+        wanted: Vfio,
+        parts: &Parts,
+        pci: &PciHost,
+        devices: &mut Vec<Assigned>,
+    ) -> Result<String> {
         if parts.balloon.is_some() {
             return Err(balloon::excludes_devices());
         }
-        let mut devices = parts.vfio.lock();
-        check_name(&devices, wanted.name())?;
-        let taken = |slot: &&Bdf| devices.iter().any(|assigned| assigned.place == Place::Slot(**slot));
-        let slot = *pci.slots().iter().find(|slot| !taken(slot)).ok_or_else(|| {
-            Error::host(format!("all {} PCI slots of the guest are taken", pci.slots().len()))
-                .hint("remove a device, or start the guest with a larger --pci-slots")
-        })?;
-        let mut assigned = Assigned::open(wanted, &parts.passthrough, &parts.lines, pci, Place::Slot(slot))?;
+        let name = wanted.name().to_owned();
+        check_name(devices, &name)?;
+        if pci.virtio().iter().any(|virtio| virtio.name == name) {
+            return Err(name_is_taken(&name));
+        }
+        let place = free_slot(pci, devices)?;
+        let mut assigned = Assigned::open(wanted, &parts.passthrough, &parts.lines, pci, place)?;
         // What the guest has already must not be disturbed.
         reset_with_bus(&[&assigned]);
         let subscribers = assigned.subscribers(&self.verdict, pci.bridge())?;
@@ -87,7 +119,33 @@ impl HotPlug {
         // They were alone until now, or the newcomer would not reach them.
         devices.iter().for_each(|other| other.function.show_to_peers());
         devices.push(assigned);
-        Ok(())
+        Ok(name)
+    }
+
+    fn add_virtio(
+        &self,
+        wanted: Pluggable,
+        parts: &Parts,
+        pci: &PciHost,
+        devices: &[Assigned],
+    ) -> Result<String> {
+        let place = free_slot(pci, devices)?;
+        let named = {
+            let present = pci.virtio();
+            let vfio = devices.iter().map(|assigned| Other { name: assigned.wanted.name(), wanted: None });
+            let virtio =
+                present.iter().map(|virtio| Other { name: &virtio.name, wanted: virtio.wanted.as_ref() });
+            virtio::open_one(wanted, parts.config.cpus, &virtio.chain(vfio).collect::<Vec<_>>())?
+        };
+        let mut virtio = pci.connect(named, place, &parts.lines)?;
+        let name = virtio.name.clone();
+        virtio.subscribers = self.subscribe(vec![Box::new(virtio.resampler())])?;
+        if let Err(e) = pci.plug(&virtio) {
+            self.close_virtio(virtio);
+            return Err(e);
+        }
+        pci.virtio().push(virtio);
+        Ok(name)
     }
 
     fn subscribe(&self, subscribers: Vec<Subscriber>) -> Result<Vec<event_manager::SubscriberId>> {
@@ -101,24 +159,31 @@ impl HotPlug {
             .map_err(|Ended| Error::failure("the machine has come to its end"))
     }
 
-    /// Asks the guest to release the device called `name`. It is gone when the guest has done so.
-    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+    /// Asks the guest to release the device called `name`, blanks in which may be dashes. It is gone when the guest has done so. Returns its name.
+    pub(crate) fn remove(&self, name: &str) -> Result<String> {
         let parts = self.parts()?;
-        let devices = parts.vfio.lock();
-        let Some(assigned) = devices.iter().find(|assigned| assigned.wanted.name() == name) else {
-            let names: Vec<&str> = devices.iter().map(|assigned| assigned.wanted.name()).collect();
+        let mut devices: Vec<(String, Place)> = {
+            let vfio = parts.vfio.lock();
+            vfio.iter().map(|assigned| (assigned.wanted.name().to_owned(), assigned.place)).collect()
+        };
+        if let Some(pci) = &parts.pci {
+            devices.extend(pci.virtio().iter().map(|virtio| (virtio.name.clone(), virtio.place)));
+        }
+        let exactly = devices.iter().find(|(own, _)| own == name);
+        let found = exactly.or_else(|| devices.iter().find(|(own, _)| collect::name(own, "") == name));
+        let Some((name, place)) = found.cloned() else {
+            let names: Vec<&str> = devices.iter().map(|(name, _)| name.as_str()).collect();
             let hint = if names.is_empty() {
-                "it has none of the host's".to_owned()
+                "it has none on its PCI bus".to_owned()
             } else {
                 format!("it has {}", names.join(", "))
             };
             return Err(Error::usage(format!("the guest has no device called {name}")).hint(hint));
         };
-        let (Place::Slot(port), Some(pci)) = (assigned.place, &parts.pci) else {
+        let (Place::Slot(port), Some(pci)) = (place, &parts.pci) else {
             return Err(Error::host(format!("{name} is in no slot, so it stays as long as the guest runs"))
                 .hint("start the guest with slot=on for the device"));
         };
-        drop(devices);
         pci.bridge().request_removal(port).map_err(|e| {
             let failed = Error::host(format!("the guest cannot be asked to release {name}")).because(e);
             match e {
@@ -127,7 +192,8 @@ impl HotPlug {
                 }
                 _ => failed,
             }
-        })
+        })?;
+        Ok(name)
     }
 
     /// The guest has released what was in a slot. Its vCPU does not wait for the device to be closed.
@@ -140,7 +206,16 @@ impl HotPlug {
             // Held until the device is closed: while it is listed, it is here.
             let mut devices = parts.vfio.lock();
             if let Some(index) = devices.iter().position(|assigned| assigned.place == Place::Slot(port)) {
-                this.close(devices.remove(index));
+                return this.close(devices.remove(index));
+            }
+            let Some(pci) = &parts.pci else { return };
+            let released = {
+                let mut virtio = pci.virtio();
+                let index = virtio.iter().position(|virtio| virtio.place == Place::Slot(port));
+                index.map(|index| virtio.remove(index))
+            };
+            if let Some(virtio) = released {
+                this.close_virtio(virtio);
             }
         };
         match thread::Builder::new().name("unplug".into()).spawn(close) {
@@ -156,16 +231,28 @@ impl HotPlug {
 
     /// Closes a device that is not on the bus any more.
     fn close(&self, mut assigned: Assigned) {
-        let ids = std::mem::take(&mut assigned.subscribers);
+        self.unsubscribe(std::mem::take(&mut assigned.subscribers));
+        let name = assigned.wanted.name().to_owned();
+        drop(assigned);
+        tracing::info!("{name} is the host's again");
+    }
+
+    /// The same for a virtio device.
+    fn close_virtio(&self, mut virtio: Virtio) {
+        self.unsubscribe(std::mem::take(&mut virtio.subscribers));
+        let name = virtio.name.clone();
+        // With it go the device's threads, and what it has open.
+        drop(virtio);
+        tracing::info!("{name} is closed");
+    }
+
+    fn unsubscribe(&self, ids: Vec<event_manager::SubscriberId>) {
         let _ = self.events.call_blocking(
             move |ops: &mut dyn SubscriberOps<Subscriber = Box<dyn MutEventSubscriber>>| {
                 ids.into_iter().for_each(|id| drop(ops.remove_subscriber(id)));
                 Ok::<_, Ended>(())
             },
         );
-        let name = assigned.wanted.name().to_owned();
-        drop(assigned);
-        tracing::info!("{name} is the host's again");
     }
 
     /// Waits until all that was released is closed. After the event loop's end.

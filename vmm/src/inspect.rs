@@ -15,7 +15,7 @@ use crate::irq::host::{self, HostCounts};
 use crate::irq::its::{self, Translation};
 use crate::irq::{Kind, Line, Mask, Route};
 use crate::machine::{Parts, Running};
-use crate::pci_host::PciHost;
+use crate::pci_host::{PciHost, Slot};
 
 /// An interrupt, and what more there is to know of it for who asks why it does not arrive.
 struct Found {
@@ -106,9 +106,13 @@ impl Parts {
     }
 
     fn look_at_virtio(&self, pci: &PciHost, routes: Routes<'_>, found: &mut Vec<Found>) {
-        for virtio in pci.virtio() {
+        for virtio in pci.virtio().iter() {
             let state = virtio.function.state();
-            let owner = Owner { device: &virtio.name, bdf: Some(virtio.bdf.to_string()), host: Host::No };
+            let owner = Owner {
+                device: &virtio.name,
+                bdf: Some(virtio.place.of(&virtio.function, Some(pci.bridge()))),
+                host: Host::No,
+            };
             let function = Function {
                 driver_up: Some(state.status & 4 != 0),
                 trouble: state.trouble.clone().filter(|_| state.needs_reset),
@@ -118,8 +122,7 @@ impl Parts {
                 let line = collect::vector(&owner, Kind::Msix, vector, routes);
                 found.push(Found { line, function: Some(function.clone()), way_back: None });
             }
-            let trigger = pci.intx_triggers().iter().find(|(name, _)| *name == virtio.name);
-            if let Some(state) = trigger.and_then(|(_, trigger)| trigger.state().ok()) {
+            if let Ok(state) = virtio.trigger.state() {
                 found.push(pin(collect::level(&owner, "intx", &state, routes), &state, function));
             }
         }
@@ -127,8 +130,8 @@ impl Parts {
 
     /// The ports of slots for devices that come and go: they tell the guest of it by an interrupt of their own.
     fn look_at_slots(&self, pci: &PciHost, routes: Routes<'_>, found: &mut Vec<Found>) {
-        let functions = if pci.slot_vectors().is_empty() { Vec::new() } else { pci.bridge().functions() };
-        for (name, bdf, group) in pci.slot_vectors() {
+        let functions = if pci.slots().is_empty() { Vec::new() } else { pci.bridge().functions() };
+        for Slot { name, port: bdf, vectors: group, trigger } in pci.slots() {
             let Some((_, port)) = functions.iter().find(|(at, _)| at == bdf) else { continue };
             let function = registers(&**port, false);
             let owner = Owner { device: name, bdf: Some(bdf.to_string()), host: Host::No };
@@ -136,8 +139,7 @@ impl Parts {
                 let line = collect::vector(&owner, Kind::Msi, &state, routes);
                 found.push(Found { line, function: Some(function.clone()), way_back: None });
             }
-            let trigger = pci.intx_triggers().iter().find(|(of, _)| of == name);
-            if let Some(state) = trigger.and_then(|(_, trigger)| trigger.state().ok()) {
+            if let Ok(state) = trigger.state() {
                 found.push(pin(collect::level(&owner, "intx", &state, routes), &state, function));
             }
         }

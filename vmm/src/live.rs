@@ -7,6 +7,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::balloon::{self, BalloonState};
 use crate::control::{DeviceState, Machine, RunState, VmState};
+use crate::devices::{Addition, Pluggable};
 use crate::error::{Error, Result};
 use crate::hotplug::HotPlug;
 use crate::irq::Line;
@@ -14,9 +15,7 @@ use crate::irq::explain::Explanation;
 use crate::machine::{Parts, Running};
 use crate::metrics::Family;
 use crate::outcome::{Outcome, Verdict};
-use crate::pci_host::PciHost;
-use crate::vfio_config::Vfio;
-use crate::vfio_pci::Place;
+use crate::pci_host::{PciHost, Place, Virtio};
 
 /// A running machine.
 pub(crate) struct Live {
@@ -68,13 +67,17 @@ impl Machine for Live {
 
     fn devices(&self) -> Vec<DeviceState> {
         let pci = self.parts.pci.as_ref();
-        let virtio = pci.into_iter().flat_map(PciHost::virtio).map(|virtio| DeviceState {
-            name: virtio.name.clone(),
-            kind: "virtio".into(),
-            address: virtio.bdf.to_string(),
-            host: None,
-            removable: false,
-        });
+        let virtio = |pci: &PciHost| -> Vec<DeviceState> {
+            let state = |virtio: &Virtio| DeviceState {
+                name: virtio.name.clone(),
+                kind: "virtio".into(),
+                address: virtio.place.of(&virtio.function, Some(pci.bridge())),
+                host: virtio.wanted.as_ref().map(Pluggable::host),
+                removable: matches!(virtio.place, Place::Slot(_)),
+            };
+            pci.virtio().iter().map(state).collect()
+        };
+        let virtio = pci.map_or_else(Vec::new, virtio);
         let devices = self.parts.vfio.lock();
         let vfio = devices.iter().map(|assigned| DeviceState {
             name: assigned.wanted.name().to_owned(),
@@ -83,14 +86,14 @@ impl Machine for Live {
             host: Some(assigned.wanted.device.clone()),
             removable: matches!(assigned.place, Place::Slot(_)),
         });
-        virtio.chain(vfio).collect()
+        virtio.into_iter().chain(vfio).collect()
     }
 
-    fn add(&self, device: Vfio) -> Result<()> {
+    fn add(&self, device: Addition) -> Result<String> {
         self.hotplug.add(device)
     }
 
-    fn remove(&self, name: &str) -> Result<()> {
+    fn remove(&self, name: &str) -> Result<String> {
         self.hotplug.remove(name)
     }
 

@@ -24,6 +24,7 @@ use crate::bus::Bus;
 use crate::config::{Config, OnReset};
 use crate::console::{Console, Keyboard};
 use crate::control::Control;
+use crate::devices::Pluggable;
 use crate::error::{Error, Result};
 use crate::gpio::Gpio;
 use crate::host::{create_vm, gic_request, open_kvm};
@@ -77,6 +78,13 @@ pub(crate) fn run_guest(config: &Config, kernel: Kernel, initrd: Option<Initrd>)
         let (outcome, kept) = machine.run(signals.clone(), unchecked, control.as_ref())?;
         // What has come or gone while the guest ran stays so, as devices in a rack would.
         config.vfio = kept.vfio;
+        (config.devices.disks, config.devices.nets) = (Vec::new(), Vec::new());
+        for device in kept.devices {
+            match device {
+                Pluggable::Disk(disk) => config.devices.disks.push(disk),
+                Pluggable::Net(net) => config.devices.nets.push(net),
+            }
+        }
         config.balloon_target = kept.balloon_target;
         match (outcome, config.on_reset) {
             (Outcome::Reset, OnReset::Restart) => {
@@ -97,6 +105,7 @@ pub(crate) fn run_guest(config: &Config, kernel: Kernel, initrd: Option<Initrd>)
 /// What a guest that resets itself finds as it was, though it was changed while the guest ran.
 struct Kept {
     vfio: Vec<Vfio>,
+    devices: Vec<Pluggable>,
     balloon_target: u64,
 }
 
@@ -219,14 +228,13 @@ impl Machine {
         let platform = PlatformDevices::build(&config.platform, &passthrough, &lines, &mut bus)?;
 
         let pci = config.wants_pci().then(|| -> Result<(PciHost, VfioDevices)> {
-            let mut pci = PciHost::new(config.memory.0, bits, &lines)?;
             let connections = Connections {
-                memory: memory.memory(),
+                memory: memory.memory().clone(),
                 ioevents: Arc::clone(&vm) as _,
-                lines: &lines,
                 messages: !gic.layout().its_frames().is_empty() || gic.v2m_frame().is_some(),
             };
-            pci.add_virtio(devices, &connections)?;
+            let mut pci = PciHost::new(config.memory.0, bits, &lines, connections)?;
+            pci.add_virtio(devices, &lines)?;
             let vfio = VfioDevices::build(&config.vfio, &passthrough, &lines, &mut pci)?;
             for _ in pci.slots().len()..config.pci_slots.into() {
                 pci.add_slot(&lines)?;
@@ -337,6 +345,9 @@ impl Machine {
                     assigned.subscribers.push(events.add_subscriber(subscriber));
                 }
             }
+            for virtio in pci.virtio().iter_mut() {
+                virtio.subscribers.push(events.add_subscriber(Box::new(virtio.resampler())));
+            }
         }
         for subscriber in parts.pci.iter().flat_map(PciHost::resamplers) {
             events.add_subscriber(Box::new(subscriber));
@@ -382,7 +393,8 @@ impl Machine {
             let _ = write!(io::stderr(), "{}", parts.report());
         }
         let balloon_target = parts.balloon.as_ref().map_or(0, BalloonHandle::target);
-        Ok((outcome, Kept { vfio: parts.vfio.wanted(), balloon_target }))
+        let devices = parts.pci.as_ref().map_or_else(Vec::new, PciHost::wanted);
+        Ok((outcome, Kept { vfio: parts.vfio.wanted(), devices, balloon_target }))
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use crate::layout;
 use crate::machine::Parts;
 use crate::metrics::{self, Family, Kind, Sample, Value, sample};
-use crate::pci_host::PciHost;
+use crate::pci_host::Virtio;
 
 impl Parts {
     /// All that is counted.
@@ -85,8 +85,10 @@ impl Parts {
         let virtio: Vec<_> = self
             .pci
             .iter()
-            .flat_map(PciHost::virtio)
-            .map(|virtio| (virtio.name.as_str(), virtio.function.state()))
+            .flat_map(|pci| {
+                let state = |virtio: &Virtio| (virtio.name.clone(), virtio.function.state());
+                pci.virtio().iter().map(state).collect::<Vec<_>>()
+            })
             .collect();
         let of_virtio = |value: &dyn Fn(&virtio_devices::VirtioPciState) -> u64| -> Vec<Sample> {
             virtio.iter().map(|(name, state)| sample(&[("device", name)], value(state))).collect()

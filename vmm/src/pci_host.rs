@@ -2,8 +2,9 @@
 //! The PCI host bridge of the machine, and what is plugged into it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use event_manager::SubscriberId;
 use gsi_routing::GsiHandle;
 use irq_types::{Bdf, TriggerMode};
 use irqchip::IoeventBinder;
@@ -20,6 +21,7 @@ use vm_fdt::FdtWriter;
 use vm_memory::GuestMemoryMmap;
 
 use crate::bus::Bus;
+use crate::devices::Pluggable;
 use crate::error::{Error, Result};
 use crate::layout;
 use crate::lines::Lines;
@@ -33,12 +35,9 @@ pub(crate) struct PciHost {
     bridge: Arc<HostBridge>,
     /// INTA to INTD as slot 0 sees them.
     lines: [Arc<GsiHandle>; 4],
-    /// Each function's end of its line.
-    intx: Vec<(String, LevelTrigger)>,
-    virtio: Vec<Virtio>,
-    slots: Vec<Bdf>,
-    /// The vectors of the slots' ports.
-    slot_vectors: Vec<(String, Bdf, Arc<VectorGroup>)>,
+    connections: Connections,
+    virtio: Mutex<Vec<Virtio>>,
+    slots: Vec<Slot>,
     next_device: u8,
     removed: Arc<OnceLock<Removed>>,
 }
@@ -46,18 +45,42 @@ pub(crate) struct PciHost {
 /// Takes what the guest has released: the slot, by its port, and what was in it. Called by the vCPU that did so.
 pub(crate) type Removed = Box<dyn Fn(Bdf, Vec<Arc<dyn PciFunction>>) + Send + Sync>;
 
-/// A virtio device in its slot.
+/// Where a device is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// On the root bus, for good.
+    Root(Bdf),
+    /// In the slot of the port that is there.
+    Slot(Bdf),
+}
+
+/// A root port, for a device that comes or goes while the guest runs.
+pub(crate) struct Slot {
+    pub(crate) name: String,
+    /// Where the port is.
+    pub(crate) port: Bdf,
+    /// Its own vectors and its end of its line: it tells the guest of what comes and goes.
+    pub(crate) vectors: Arc<VectorGroup>,
+    pub(crate) trigger: LevelTrigger,
+}
+
+/// A virtio device.
 pub(crate) struct Virtio {
     pub(crate) name: String,
-    pub(crate) bdf: Bdf,
+    pub(crate) place: Place,
     pub(crate) function: Arc<VirtioPciFunction>,
+    /// Its end of its line.
+    pub(crate) trigger: LevelTrigger,
+    /// What it was asked for as, if it is one that may come and go.
+    pub(crate) wanted: Option<Pluggable>,
+    /// What the event loop runs for it.
+    pub(crate) subscribers: Vec<SubscriberId>,
 }
 
 /// What functions are connected to.
-pub(crate) struct Connections<'a> {
-    pub(crate) memory: &'a GuestMemoryMmap,
+pub(crate) struct Connections {
+    pub(crate) memory: GuestMemoryMmap,
     pub(crate) ioevents: Arc<dyn IoeventBinder>,
-    pub(crate) lines: &'a Lines,
     /// Whether the guest's interrupt controller takes messages.
     pub(crate) messages: bool,
 }
@@ -79,9 +102,43 @@ fn failed(what: &str) -> Error {
     Error::failure(format!("PCI: cannot {what}"))
 }
 
+/// What the event loop runs for a level line: it rises again after the guest's EOI while its device holds it.
+fn resampler(name: &str, trigger: &LevelTrigger) -> ResampleSubscriber {
+    let name = name.to_owned();
+    ResampleSubscriber::new(trigger.resampler(), move |trouble| {
+        tracing::error!("the interrupt line of the {name}: {trouble:?}");
+    })
+}
+
+impl Virtio {
+    /// What the event loop has to run for it.
+    pub(crate) fn resampler(&self) -> ResampleSubscriber {
+        resampler(&self.name, &self.trigger)
+    }
+}
+
+impl Place {
+    /// Where the guest finds what is in this place; where it is plugged in, while the guest has not numbered its bus.
+    pub(crate) fn of<F>(self, function: &Arc<F>, bridge: Option<&Arc<HostBridge>>) -> String {
+        let own = Arc::as_ptr(function).cast::<()>();
+        let found = bridge.and_then(|bridge| {
+            let functions = bridge.functions();
+            functions
+                .iter()
+                .find(|(_, function)| Arc::as_ptr(function).cast::<()>() == own)
+                .map(|(bdf, _)| *bdf)
+        });
+        match (self, found) {
+            (_, Some(bdf)) => bdf.to_string(),
+            (Self::Root(bdf), None) => bdf.to_string(),
+            (Self::Slot(port), None) => format!("port {port}"),
+        }
+    }
+}
+
 impl PciHost {
     /// A bridge without devices, for a guest with `memory` bytes and `bits` bits of guest-physical address.
-    pub(crate) fn new(memory: u64, bits: u32, lines: &Lines) -> Result<Self> {
+    pub(crate) fn new(memory: u64, bits: u32, lines: &Lines, connections: Connections) -> Result<Self> {
         let config = HostConfig {
             segment: 0,
             ecam: layout::PCI_ECAM.start,
@@ -123,10 +180,9 @@ impl PciHost {
         Ok(Self {
             bridge,
             lines: [a?, b?, c?, d?],
-            intx: Vec::new(),
-            virtio: Vec::new(),
+            connections,
+            virtio: Mutex::default(),
             slots: Vec::new(),
-            slot_vectors: Vec::new(),
             next_device: 1,
             removed,
         })
@@ -143,7 +199,8 @@ impl PciHost {
         let name = format!("slot {number}");
         let failed = || failed(&format!("make {name}"));
         let bdf = self.next_slot(&name)?;
-        let line = self.intx(&name, bdf, RootPort::PIN, lines)?;
+        let trigger = self.level(&name, bdf, RootPort::PIN, lines)?;
+        let line = trigger.line();
         let group = Arc::new(VectorGroup::new(lines.wiring().clone(), bdf.device_id(0), 1));
         let vector = group.vector(0).map_err(|e| failed().because(e))?;
         // What goes wrong is tried again with the next event, and shows in the vector's state.
@@ -155,34 +212,57 @@ impl PciHost {
         let config = PortConfig { slot: u16::try_from(number).ok(), ..PortConfig::default() };
         let port = RootPort::new(&config, interrupts).map_err(|e| failed().because(e))?;
         self.bridge.add_port(bdf, Arc::new(port)).map_err(|e| failed().because(e))?;
-        self.slots.push(bdf);
-        self.slot_vectors.push((name, bdf, group));
+        self.slots.push(Slot { name, port: bdf, vectors: group, trigger });
         Ok(bdf)
     }
 
-    /// The ports of the slots that devices can be put into while the guest runs, in order.
-    pub(crate) fn slots(&self) -> &[Bdf] {
+    /// The slots that devices can be put into while the guest runs, in order.
+    pub(crate) fn slots(&self) -> &[Slot] {
         &self.slots
     }
 
     /// Plugs virtio devices in, in order.
-    pub(crate) fn add_virtio(&mut self, devices: Vec<Named>, to: &Connections<'_>) -> Result<()> {
-        for Named { name, device } in devices {
-            let failed = || failed(&format!("connect the {name}"));
-            let bdf = self.next_slot(&name)?;
-            let line = self.intx(&name, bdf, IntxPin::A, to.lines)?;
-            let wiring = PciWiring {
-                memory: to.memory.clone(),
-                ioevents: Arc::clone(&to.ioevents),
-                msix: to.messages.then(|| to.lines.wiring().clone()),
-                device_id_base: 0,
-                intx: Some((IntxPin::A, line)),
+    pub(crate) fn add_virtio(&mut self, devices: Vec<Named>, lines: &Lines) -> Result<()> {
+        for named in devices {
+            let place = if named.wanted.as_ref().is_some_and(Pluggable::wants_slot) {
+                Place::Slot(self.add_slot(lines)?)
+            } else {
+                Place::Root(self.next_slot(&named.name)?)
             };
-            let function = Arc::new(VirtioPciFunction::new(device, wiring).map_err(|e| failed().because(e))?);
-            self.bridge.add(bdf, Arc::clone(&function) as _).map_err(|e| failed().because(e))?;
-            self.virtio.push(Virtio { name, bdf, function });
+            let virtio = self.connect(named, place, lines)?;
+            self.plug(&virtio)?;
+            self.virtio().push(virtio);
         }
         Ok(())
+    }
+
+    /// Makes a virtio device a function for a place, without putting it there yet.
+    pub(crate) fn connect(&self, named: Named, place: Place, lines: &Lines) -> Result<Virtio> {
+        let Named { name, device, wanted } = named;
+        // The pin of a device behind a port, where it is device 0, is the same pin of the port.
+        let (Place::Root(bdf) | Place::Slot(bdf)) = place;
+        let trigger = self.level(&name, bdf, IntxPin::A, lines)?;
+        let to = &self.connections;
+        let wiring = PciWiring {
+            memory: to.memory.clone(),
+            ioevents: Arc::clone(&to.ioevents),
+            msix: to.messages.then(|| lines.wiring().clone()),
+            device_id_base: 0,
+            intx: Some((IntxPin::A, trigger.line())),
+        };
+        let function = VirtioPciFunction::new(device, wiring)
+            .map_err(|e| failed(&format!("connect the {name}")).because(e))?;
+        Ok(Virtio { name, place, function: Arc::new(function), trigger, wanted, subscribers: Vec::new() })
+    }
+
+    /// Puts it into its place.
+    pub(crate) fn plug(&self, virtio: &Virtio) -> Result<()> {
+        let function = Arc::clone(&virtio.function) as Arc<dyn PciFunction>;
+        match virtio.place {
+            Place::Root(bdf) => self.bridge.add(bdf, function),
+            Place::Slot(port) => self.bridge.plug(port, vec![(0, function)]),
+        }
+        .map_err(|e| failed(&format!("plug the {} in", virtio.name)).because(e))
     }
 
     /// The next free device number on bus 0.
@@ -195,21 +275,12 @@ impl PciHost {
     }
 
     /// A function's end of the line that its pin is on.
-    fn intx(
-        &mut self,
-        name: &str,
-        bdf: Bdf,
-        pin: IntxPin,
-        lines: &Lines,
-    ) -> Result<Arc<dyn irqfd::LevelLine>> {
+    fn level(&self, name: &str, bdf: Bdf, pin: IntxPin, lines: &Lines) -> Result<LevelTrigger> {
         let line = self
             .lines
             .get(HostBridge::line(bdf, pin))
             .ok_or_else(|| failed(&format!("find the interrupt line of the {name}")))?;
-        let trigger = lines.level(name, line)?;
-        let end = trigger.line();
-        self.intx.push((name.to_owned(), trigger));
-        Ok(end)
+        lines.level(name, line)
     }
 
     /// The line that the pin of a function is on.
@@ -217,19 +288,9 @@ impl PciHost {
         self.lines.get(HostBridge::line(bdf, pin)).cloned()
     }
 
-    /// The vectors of the slots' ports, with the slots' names and where the ports are.
-    pub(crate) fn slot_vectors(&self) -> &[(String, Bdf, Arc<VectorGroup>)] {
-        &self.slot_vectors
-    }
-
-    /// The lines of virtio devices and ports, by the device's name.
-    pub(crate) fn intx_triggers(&self) -> &[(String, LevelTrigger)] {
-        &self.intx
-    }
-
-    /// The virtio devices, in order.
-    pub(crate) fn virtio(&self) -> &[Virtio] {
-        &self.virtio
+    /// The virtio devices, in order. Who needs the host's devices as well locks those first.
+    pub(crate) fn virtio(&self) -> MutexGuard<'_, Vec<Virtio>> {
+        self.virtio.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The bridge, for those who plug something in themselves.
@@ -250,21 +311,26 @@ impl PciHost {
         Ok(())
     }
 
-    /// What the event loop has to run: level lines that rise again after the guest's EOI while a device holds them.
+    /// What the event loop has to run for the slots' ports.
     pub(crate) fn resamplers(&self) -> impl Iterator<Item = ResampleSubscriber> {
-        self.intx.iter().map(|(name, trigger)| {
-            let name = name.clone();
-            ResampleSubscriber::new(trigger.resampler(), move |trouble| {
-                tracing::error!("the interrupt line of the {name}: {trouble:?}");
-            })
-        })
+        self.slots.iter().map(|slot| resampler(&slot.name, &slot.trigger))
+    }
+
+    /// What a machine would have to be given to have those devices that this one has now, of those that may come and go.
+    pub(crate) fn wanted(&self) -> Vec<Pluggable> {
+        let kept = |virtio: &Virtio| {
+            let in_slot = matches!(virtio.place, Place::Slot(_));
+            virtio.wanted.as_ref().map(|wanted| wanted.kept(&virtio.name, in_slot))
+        };
+        self.virtio().iter().filter_map(kept).collect()
     }
 
     /// One line for each virtio device, for the report.
     pub(crate) fn report(&self) -> Vec<String> {
-        self.virtio
+        self.virtio()
             .iter()
-            .map(|Virtio { name, bdf, function }| {
+            .map(|Virtio { name, place, function, .. }| {
+                let at = place.of(function, Some(&self.bridge));
                 let state = function.state();
                 let routed = state.vectors.iter().filter(|vector| vector.gsi.is_some()).count();
                 let notified = if state.notified_in_kernel { ", notified in the kernel" } else { "" };
@@ -276,7 +342,7 @@ impl PciHost {
                     format!("{} interrupts passed on", state.interrupts)
                 };
                 format!(
-                    "{name} at {bdf}: {interrupts}, {routed} of {} vectors routed{notified}{trouble}",
+                    "{name} at {at}: {interrupts}, {routed} of {} vectors routed{notified}{trouble}",
                     state.vectors.len()
                 )
             })

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use event_manager::{EventOps, Events, MutEventSubscriber, SubscriberId};
-use irq_types::Bdf;
 use irqfd::ResampleSubscriber;
 use pci::{HostBridge, IntxPin, PciFunction};
 use vfio_passthrough::ResamplePath;
@@ -18,9 +17,10 @@ use vmm_sys_util::epoll::EventSet;
 use crate::error::{Error, Result};
 use crate::lines::Lines;
 use crate::outcome::{Outcome, Verdict};
-use crate::pci_host::PciHost;
+use crate::pci_host::{PciHost, Place};
 use crate::vfio::{Explain, Passthrough};
 use crate::vfio_config::{OnEvent, Vfio};
+use crate::virtio::name_is_taken;
 
 /// All PCI devices of the host's that a machine has now.
 #[derive(Debug, Default)]
@@ -36,15 +36,6 @@ pub(crate) struct Assigned {
     pub(crate) function: Arc<VfioPciFunction>,
     /// What the event loop runs for it.
     pub(crate) subscribers: Vec<SubscriberId>,
-}
-
-/// Where a device is put.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// On the root bus, for good.
-    Root(Bdf),
-    /// In the slot of the port that is there.
-    Slot(Bdf),
 }
 
 /// What the event loop runs.
@@ -141,11 +132,10 @@ fn in_words(state: &InterruptState) -> String {
     }
 }
 
-/// Names are what users tell devices apart by.
+/// Whether the name is free among these.
 pub(crate) fn check_name(devices: &[Assigned], name: &str) -> Result<()> {
     if devices.iter().any(|assigned| assigned.wanted.name() == name) {
-        return Err(Error::usage(format!("the guest has a device called {name} already"))
-            .hint("give each device once, and a name of its own with id=NAME"));
+        return Err(name_is_taken(name));
     }
     Ok(())
 }
@@ -220,19 +210,7 @@ impl Assigned {
 
     /// Where the guest finds it.
     pub(crate) fn at(&self, bridge: Option<&Arc<HostBridge>>) -> String {
-        let own = Arc::as_ptr(&self.function).cast::<()>();
-        let found = bridge.and_then(|bridge| {
-            let functions = bridge.functions();
-            functions
-                .iter()
-                .find(|(_, function)| Arc::as_ptr(function).cast::<()>() == own)
-                .map(|(bdf, _)| *bdf)
-        });
-        match (self.place, found) {
-            (_, Some(bdf)) => bdf.to_string(),
-            (Place::Root(bdf), None) => bdf.to_string(),
-            (Place::Slot(port), None) => format!("port {port}"),
-        }
+        self.place.of(&self.function, bridge)
     }
 
     /// What the event loop has to run for it.

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The virtio devices that the configuration asks for, each on its way to become a PCI function.
 
-use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use virtio_devices::{
@@ -13,7 +14,7 @@ use virtio_devices::{
 
 use crate::balloon;
 use crate::config::Config;
-use crate::devices::{self, Choice, Disk, DiskFormat};
+use crate::devices::{self, Choice, Disk, DiskFormat, Pluggable};
 use crate::error::{Error, Result};
 
 /// The most queues that a device gets by itself: one a vCPU up to here.
@@ -24,6 +25,14 @@ pub(crate) struct Named {
     /// "disk 0", "net tap0" and the like.
     pub(crate) name: String,
     pub(crate) device: Box<dyn VirtioDevice>,
+    /// What it was asked for as, if it is one that may come and go.
+    pub(crate) wanted: Option<Pluggable>,
+}
+
+/// What a device is not to be mixed up with.
+pub(crate) struct Other<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) wanted: Option<&'a Pluggable>,
 }
 
 /// All devices, and what they need of the machine beyond a slot.
@@ -39,36 +48,24 @@ pub(crate) struct Opened {
 pub(crate) fn open(config: &Config) -> Result<Opened> {
     let devices = &config.devices;
     let mut opened: Vec<Named> = Vec::new();
-    let mut add = |name: String, device: Box<dyn VirtioDevice>| opened.push(Named { name, device });
-    let mut paths = BTreeMap::new();
-    for (index, wanted) in devices.disks.iter().enumerate() {
-        // A lock would say so too, but not of whom.
-        if let Some(first) = paths.insert(&wanted.path, index).filter(|_| !wanted.readonly) {
-            return Err(Error::usage(format!(
-                "disks {first} and {index} are the same image {}",
-                wanted.path.display()
-            ))
-            .hint("give each --disk an image of its own, or both readonly=on"));
-        }
-        add(format!("disk {index}"), Box::new(disk(wanted, config.cpus)?));
+    for wanted in devices.pluggable() {
+        let vfio = config.vfio.iter().map(|vfio| Other { name: vfio.name(), wanted: None });
+        let others: Vec<Other<'_>> = opened
+            .iter()
+            .map(|named| Other { name: &named.name, wanted: named.wanted.as_ref() })
+            .chain(vfio)
+            .collect();
+        let named = open_one(wanted, config.cpus, &others)?;
+        opened.push(named);
     }
-    let mut addresses: BTreeMap<MacAddress, &str> = BTreeMap::new();
-    for wanted in &devices.nets {
-        let mac = mac(wanted)?;
-        if let Some(first) = addresses.insert(mac, &wanted.tap) {
-            return Err(Error::usage(format!(
-                "the networks {first} and {} have the same address {mac}",
-                wanted.tap
-            ))
-            .hint("give each --net a tap and a mac of its own"));
-        }
-        add(format!("net {}", wanted.tap), Box::new(net(wanted, mac)?));
-    }
+    let mut add = |name: &str, device: Box<dyn VirtioDevice>| {
+        opened.push(Named { name: name.to_owned(), device, wanted: None });
+    };
     if devices.rng {
-        add("rng".into(), Box::new(Rng::new()));
+        add("rng", Box::new(Rng::new()));
     }
     if let Some(wanted) = &devices.vsock {
-        add("vsock".into(), vsock(wanted)?);
+        add("vsock", vsock(wanted)?);
     }
     let mut balloon = None;
     if devices.balloon {
@@ -81,15 +78,88 @@ pub(crate) fn open(config: &Config) -> Result<Opened> {
         options.free_page_reporting = true;
         let device = Balloon::new(options).map_err(|e| Error::host("cannot make the balloon").because(e))?;
         balloon = Some(device.handle());
-        add("balloon".into(), Box::new(device));
+        add("balloon", Box::new(device));
     }
     let mut keyboard = None;
     if devices.console {
         let (device, input) = console().map_err(|e| Error::host("cannot make the console").because(e))?;
-        add("console".into(), Box::new(device));
+        add("console", Box::new(device));
         keyboard = Some(input);
     }
     Ok(Opened { devices: opened, keyboard, balloon })
+}
+
+/// Names are what users tell devices apart by.
+pub(crate) fn name_is_taken(name: &str) -> Error {
+    Error::usage(format!("the guest has a device called {name} already"))
+        .hint("give each device once, and a name of its own with id=NAME")
+}
+
+/// Names that are nobody's to give.
+const OWN: [&str; 4] = ["rng", "vsock", "balloon", "console"];
+
+/// Opens what a device that may come and go needs of the host, for a guest with so many vCPUs and these devices.
+pub(crate) fn open_one(wanted: Pluggable, cpus: u32, others: &[Other<'_>]) -> Result<Named> {
+    let taken = |name: &str| OWN.contains(&name) || others.iter().any(|other| other.name == name);
+    let name = match (wanted.id(), &wanted) {
+        (Some(id), _) => id.to_owned(),
+        (None, Pluggable::Net(net)) => format!("net {}", net.tap),
+        // As many names as there are others would have to be taken for the last one to be.
+        (None, Pluggable::Disk(_)) => {
+            (0..=others.len()).map(|n| format!("disk {n}")).find(|name| !taken(name)).unwrap_or_default()
+        }
+    };
+    if taken(&name) {
+        return Err(name_is_taken(&name));
+    }
+    let device: Box<dyn VirtioDevice> = match &wanted {
+        Pluggable::Disk(wanted) => {
+            check_disk(&name, wanted, others)?;
+            Box::new(disk(wanted, cpus)?)
+        }
+        Pluggable::Net(wanted) => {
+            let mac = mac(wanted)?;
+            check_mac(&wanted.tap, mac, others)?;
+            Box::new(net(wanted, mac)?)
+        }
+    };
+    Ok(Named { name, device, wanted: Some(wanted) })
+}
+
+/// The image's own lock would say that it is in use, but not by whom.
+fn check_disk(name: &str, wanted: &Disk, others: &[Other<'_>]) -> Result<()> {
+    let file = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let own = file(&wanted.path);
+    for other in others {
+        let Some(Pluggable::Disk(disk)) = other.wanted else { continue };
+        if own == file(&disk.path) && !(wanted.readonly && disk.readonly) {
+            let path = wanted.path.display();
+            return Err(Error::usage(format!("{} and {name} are the same image {path}", other.name))
+                .hint("give each --disk an image of its own, or both readonly=on"));
+        }
+        if let Some(serial) = wanted.serial.as_ref().filter(|serial| disk.serial.as_ref() == Some(serial)) {
+            return Err(Error::usage(format!(
+                "{} and {name} have the same serial number '{serial}'",
+                other.name
+            ))
+            .hint("the guest tells disks apart by it: give each --disk a serial of its own, or none"));
+        }
+    }
+    Ok(())
+}
+
+fn check_mac(tap: &str, mac: MacAddress, others: &[Other<'_>]) -> Result<()> {
+    for other in others {
+        let Some(Pluggable::Net(first)) = other.wanted else { continue };
+        if self::mac(first)? == mac {
+            return Err(Error::usage(format!(
+                "the networks {} and {tap} have the same address {mac}",
+                first.tap
+            ))
+            .hint("give each --net a tap and a mac of its own"));
+        }
+    }
+    Ok(())
 }
 
 /// A console whose output is our standard output, and where its input comes from: not straight from standard input, since keys that are meant

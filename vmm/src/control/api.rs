@@ -5,13 +5,13 @@ use serde::{Deserialize, Serialize};
 
 use super::http::{Answer, Request};
 use crate::balloon::BalloonState;
+use crate::devices::{Addition, Pluggable};
 use crate::error::{Error, Result};
 use crate::irq::Line;
 use crate::irq::explain::Explanation;
 use crate::metrics::{self, Family};
 use crate::size::Size;
 use crate::status::Status;
-use crate::vfio_config::Vfio;
 
 /// A machine that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,8 +70,10 @@ pub(crate) trait Machine: Send + Sync {
     /// Ends the machine.
     fn kill(&self);
     fn devices(&self) -> Vec<DeviceState>;
-    fn add(&self, device: Vfio) -> Result<()>;
-    fn remove(&self, name: &str) -> Result<()>;
+    /// Puts a device into a slot. What it is called.
+    fn add(&self, device: Addition) -> Result<String>;
+    /// Asks the guest to release the device. What it is called.
+    fn remove(&self, name: &str) -> Result<String>;
     fn balloon(&self) -> Result<BalloonState>;
     /// Asks the guest to give back so many bytes in all.
     fn set_balloon(&self, size: u64) -> Result<()>;
@@ -81,12 +83,19 @@ pub(crate) trait Machine: Send + Sync {
     fn metrics(&self) -> Vec<Family>;
 }
 
-/// What to add.
+/// What to add, as on the command line.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Addition {
-    /// As on the command line.
-    vfio: String,
+#[serde(rename_all = "kebab-case")]
+enum Asked {
+    Vfio(String),
+    Disk(String),
+    Net(String),
+}
+
+/// What a device is called.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct DeviceName {
+    pub(crate) name: String,
 }
 
 /// How large the balloon is to be.
@@ -116,6 +125,13 @@ pub(crate) fn refuse(status: u16, error: &str) -> Answer {
 fn done(result: Result<()>, status: u16) -> Answer {
     match result {
         Ok(()) => json(status, &serde_json::Map::new()),
+        Err(e) => refuse(status_of(&e), &e.one_line()),
+    }
+}
+
+fn named(result: Result<String>, status: u16) -> Answer {
+    match result {
+        Ok(name) => json(status, &DeviceName { name }),
         Err(e) => refuse(status_of(&e), &e.one_line()),
     }
 }
@@ -165,9 +181,9 @@ pub(crate) fn answer(request: &Request, machine: Option<&dyn Machine>) -> Answer
         },
         (_, ["balloon"]) => done(inflation(&request.body).and_then(|size| machine.set_balloon(size)), 200),
         ("GET", ["devices"]) => json(200, &machine.devices()),
-        ("POST", ["devices"]) => done(addition(&request.body).and_then(|device| machine.add(device)), 200),
+        ("POST", ["devices"]) => named(addition(&request.body).and_then(|device| machine.add(device)), 200),
         (_, ["devices", name]) => match unescape(name) {
-            Some(name) => done(machine.remove(&name), 202),
+            Some(name) => named(machine.remove(&name), 202),
             None => refuse(400, &format!("'{name}' is no device's name")),
         },
         (_, ["irqs"]) => json(200, &machine.irqs()),
@@ -195,11 +211,18 @@ fn interrupt(machine: &dyn Machine, name: &str, explain: bool) -> Answer {
     })
 }
 
-fn addition(body: &[u8]) -> Result<Vfio> {
-    let Addition { vfio } = serde_json::from_slice(body).map_err(|e| {
-        Error::usage("cannot read the request").because(e).hint("send {\"vfio\": \"0000:00:08.0\"}")
+fn addition(body: &[u8]) -> Result<Addition> {
+    let asked = serde_json::from_slice(body).map_err(|e| {
+        Error::usage("cannot read the request")
+            .because(e)
+            .hint("send {\"vfio\": \"0000:00:08.0\"}, {\"disk\": \"path=/a.img\"} or {\"net\": \"tap=tap0\"}")
     })?;
-    vfio.parse().map_err(|e: String| Error::usage(format!("vfio {vfio}: {e}")))
+    let (kind, text, parsed) = match &asked {
+        Asked::Vfio(text) => ("vfio", text, text.parse().map(Addition::Vfio)),
+        Asked::Disk(text) => ("disk", text, text.parse().map(|disk| Addition::Virtio(Pluggable::Disk(disk)))),
+        Asked::Net(text) => ("net", text, text.parse().map(|net| Addition::Virtio(Pluggable::Net(net)))),
+    };
+    parsed.map_err(|e: String| Error::usage(format!("{kind} {text}: {e}")))
 }
 
 fn inflation(body: &[u8]) -> Result<u64> {
@@ -281,11 +304,15 @@ pub(crate) mod tests {
         fn devices(&self) -> Vec<DeviceState> {
             Vec::new()
         }
-        fn add(&self, device: Vfio) -> Result<()> {
-            self.note(format!("add {}", device.name()));
-            Ok(())
+        fn add(&self, device: Addition) -> Result<String> {
+            let name = match device {
+                Addition::Vfio(vfio) => vfio.name().to_owned(),
+                Addition::Virtio(device) => device.host(),
+            };
+            self.note(format!("add {name}"));
+            Ok(name)
         }
-        fn remove(&self, name: &str) -> Result<()> {
+        fn remove(&self, name: &str) -> Result<String> {
             self.note(format!("remove {name}"));
             Err(Error::usage("there is none").hint("look"))
         }
@@ -336,9 +363,13 @@ pub(crate) mod tests {
             ("PUT", "/balloon", r#"{"target":1}"#, 400, None, "target"),
             ("POST", "/balloon", "", 405, None, "GET, PUT"),
             ("GET", "/devices", "", 200, None, "[]"),
-            ("POST", "/devices", r#"{"vfio":"0000:00:08.0,id=x"}"#, 200, Some("add x"), "{}"),
+            ("POST", "/devices", r#"{"vfio":"0000:00:08.0,id=x"}"#, 200, Some("add x"), "{\"name\":\"x\"}"),
+            ("POST", "/devices", r#"{"disk":"path=a"}"#, 200, Some("add a"), "{\"name\":\"a\"}"),
+            ("POST", "/devices", r#"{"net":"tap=b"}"#, 200, Some("add b"), "{\"name\":\"b\"}"),
             ("POST", "/devices", r#"{"vfio":"0000:00:08.0,colour=red"}"#, 400, None, "colour"),
-            ("POST", "/devices", r#"{"disk":"a"}"#, 400, None, "vfio"),
+            ("POST", "/devices", r#"{"disk":"a"}"#, 400, None, "disk a: 'a' is no KEY=VALUE"),
+            ("POST", "/devices", r#"{"disks":"a"}"#, 400, None, "expected one of `vfio`, `disk`, `net`"),
+            ("POST", "/devices", r#"{"disk":"path=a","net":"tap=b"}"#, 400, None, "cannot read the request"),
             ("POST", "/devices", "", 400, None, "cannot read the request"),
             ("DELETE", "/devices/a%20b", "", 400, Some("remove a b"), "there is none; look"),
             ("DELETE", "/devices/%zz", "", 400, None, "%zz"),

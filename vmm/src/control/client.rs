@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::api::{DeviceState, RunState, VmState, escape};
+use super::api::{DeviceName, DeviceState, RunState, VmState, escape};
 use super::http::{Request, read_answer, write_request};
 use super::{directory, socket_of};
 use crate::balloon::{BalloonState, GuestMemory};
@@ -122,12 +122,18 @@ pub fn device_command(command: &DeviceCommand) -> Result<u8> {
             print(&if *json { to_json(&devices) } else { device_table(&devices) });
             Ok(Status::PowerOff.code())
         }
-        DeviceCommand::Add { vm, device } => {
-            let body = serde_json::json!({ "vfio": device });
-            nothing(vm, "POST", "/devices", body.to_string().as_bytes())
+        DeviceCommand::Add { vm, device, disk, net } => {
+            let body = match (device, disk, net) {
+                (Some(device), ..) => serde_json::json!({ "vfio": device }),
+                (_, Some(disk), _) => serde_json::json!({ "disk": absolute(disk)? }),
+                (.., net) => serde_json::json!({ "net": net }),
+            };
+            let DeviceName { name } = ask(vm, "POST", "/devices", body.to_string().as_bytes())?;
+            print(&format!("{name}\n"));
+            Ok(Status::PowerOff.code())
         }
         DeviceCommand::Remove { vm, name, timeout } => {
-            let status = nothing(vm, "DELETE", &format!("/devices/{}", escape(name)), &[])?;
+            let DeviceName { name } = &ask(vm, "DELETE", &format!("/devices/{}", escape(name)), &[])?;
             let end = Instant::now() + Duration::from_secs((*timeout).into());
             while devices(vm)?.iter().any(|device| device.name == *name) {
                 if Instant::now() > end {
@@ -138,9 +144,22 @@ pub fn device_command(command: &DeviceCommand) -> Result<u8> {
                 }
                 thread::sleep(LOOK);
             }
-            Ok(status)
+            Ok(Status::PowerOff.code())
         }
     }
+}
+
+/// The description of a disk with its path as the machine, which may be somewhere else, finds it.
+fn absolute(disk: &str) -> Result<String> {
+    // Commas inside a value are written twice.
+    let parts = disk.replace(",,", "\0");
+    let parts = parts.split(',').map(|part| match part.strip_prefix("path=") {
+        Some(path) if !path.is_empty() => std::path::absolute(path.replace('\0', ","))
+            .map(|path| format!("path={}", path.display()).replace(',', ",,"))
+            .map_err(|e| Error::usage(format!("cannot find out where {path} is")).because(e)),
+        _ => Ok(part.replace('\0', ",,")),
+    });
+    Ok(parts.collect::<Result<Vec<_>>>()?.join(","))
 }
 
 fn device_table(devices: &[DeviceState]) -> String {
@@ -273,6 +292,20 @@ mod tests {
         assert_eq!(balloon_table(&state), rows);
         state.failure = Some("out of luck".into());
         assert!(balloon_table(&state).ends_with("taken all of it: out of luck\n"));
+    }
+
+    #[test]
+    fn a_disks_path_is_the_clients() {
+        let here = std::env::current_dir().unwrap();
+        let here = here.display();
+        for (given, sent) in [
+            ("path=/a b,,c.img,serial=x", "path=/a b,,c.img,serial=x".to_owned()),
+            ("serial=p,,q,path=a,,b.img", format!("serial=p,,q,path={here}/a,,b.img")),
+            ("nonsense", "nonsense".to_owned()),
+            ("path=", "path=".to_owned()),
+        ] {
+            assert_eq!(absolute(given).unwrap(), sent);
+        }
     }
 
     #[test]
