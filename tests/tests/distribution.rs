@@ -86,6 +86,8 @@ fn a_socket_to_the_host_gives_back_a_hundred_megabytes() {
     // Until somebody listens, connections are refused.
     let (mut stream, mut reader) = loop {
         let mut stream = UnixStream::connect(&socket).unwrap();
+        // Whoever stands still for so long has stopped.
+        stream.set_read_timeout(Some(Duration::from_secs(180))).unwrap();
         stream.write_all(b"CONNECT 5000\n").unwrap();
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         let mut answer = String::new();
