@@ -181,7 +181,8 @@ fn a_device_reaches_another_ones_memory_by_its_guest_physical_address_or_it_is_s
     }
 }
 
-/// The kernel can have a block of memory in the guest's page tables where the BAR lies in the VMM as it lies in the device.
+/// The kernel can have a block of memory in the guest's page tables where the BAR lies in the VMM as it lies in the device. The host's kernel here would choose such an address
+/// for blocks of this size by itself; that the VMM does is for the unit tests of `Mapping` to show.
 #[test]
 fn a_large_bar_costs_a_fault_for_each_block_and_not_for_each_page() {
     const SIZE: u64 = 8 << 20;
