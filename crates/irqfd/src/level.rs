@@ -78,7 +78,7 @@ pub struct LevelState {
     pub high: bool,
     /// Whether somebody else has the eventfds.
     pub handed_over: bool,
-    /// Whether the guest has ended an interrupt and nobody has resampled yet. If it stays so, nobody runs the [`Resampler`].
+    /// Whether the guest has ended an interrupt and nobody has taken the EOI yet. If it stays so, nobody runs the [`Resampler`]; or, handed over, the new owner does not wait for EOIs.
     pub resample_due: bool,
     /// How often this process's device has raised the line.
     pub raised: u64,
@@ -196,6 +196,15 @@ impl LevelTrigger {
         let _no_eoi_is_looked_at = lock(&self.core.resampling);
         self.core.end.store(HANDED_OVER, Ordering::SeqCst);
         self.fds()
+    }
+
+    /// Forgets an EOI that the eventfds' new owner has seen, but left in the resample eventfd's counter: VFIO looks at an unmask eventfd when it gets it, and takes the count of later
+    /// signals only. To be called when it has it, so that [`LevelState::resample_due`] is about EOIs that nobody takes. Whether there was one.
+    ///
+    /// # Errors
+    /// [`Error::Eventfd`].
+    pub fn forget_eoi(&self) -> Result<bool, Error> {
+        Ok(self.core.resample.take()? != 0)
     }
 
     /// The eventfds are ours again, after [`hand_over`](Self::hand_over): resamplers work again, and should be run once, since an EOI may have

@@ -87,6 +87,12 @@ impl LevelInterrupt {
         device.set_irqs("get a trigger for", &IrqSet::trigger(index, 0, &[Some(fds.trigger)]))?;
         if path == ResamplePath::Kernel {
             device.set_irqs("get an unmask eventfd for", &IrqSet::unmask_on(index, Some(fds.resample)))?;
+            // VFIO has looked, and leaves what was there: it would look like an EOI that nobody takes.
+            trigger.forget_eoi().map_err(|source| Error::Interrupt {
+                name: device.name().to_owned(),
+                index,
+                source,
+            })?;
         }
         Ok(this)
     }

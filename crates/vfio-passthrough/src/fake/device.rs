@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD,
@@ -359,6 +360,12 @@ impl Irq {
     }
 }
 
+/// Without taking the count.
+fn is_signalled(event: &OwnedFd) -> bool {
+    let mut events = [PollFd::new(event, PollFlags::IN)];
+    poll(&mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+}
+
 fn signal(event: &OwnedFd) -> io::Result<()> {
     rustix::io::write(event, &1_u64.to_ne_bytes()).map(drop).map_err(Into::into)
 }
@@ -429,6 +436,11 @@ impl RawDevice for FakeDevice {
         match (set.action(), set.fds()) {
             (IrqAction::Unmask, Some([fd])) => {
                 irq.unmask = fd.map(|fd| fd.try_clone_to_owned()).transpose()?;
+                // One that was signalled before is seen now, and its count stays (Linux 6.12, `vfio_virqfd_enable`).
+                if irq.unmask.as_ref().is_some_and(is_signalled) {
+                    irq.masked = false;
+                    irq.fire()?;
+                }
             }
             (IrqAction::Unmask, None) => {
                 irq.masked = false;
