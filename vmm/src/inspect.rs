@@ -78,8 +78,9 @@ fn pin(mut line: Line, state: &LevelState, function: Function) -> Found {
 impl Parts {
     /// All interrupts of the machine, in the order of the devices.
     pub(crate) fn irqs(&self) -> Vec<Line> {
+        let began = Instant::now();
         let mut lines: Vec<Line> = self.look().into_iter().map(|found| found.line).collect();
-        self.history.look(&mut lines, Instant::now());
+        self.history.look(&mut lines, began, Instant::now());
         lines
     }
 

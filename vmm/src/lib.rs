@@ -67,6 +67,7 @@ pub mod vfio_config;
 mod vfio_pci;
 #[cfg(target_arch = "aarch64")]
 mod virtio;
+pub mod wrap;
 
 use config::Config;
 use error::Result;

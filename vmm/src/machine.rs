@@ -267,6 +267,7 @@ impl Machine {
             first.set_boot_registers(entry, placement.fdt)?;
         }
         tracing::info!("{} vCPUs, {} of memory, {:?}", config.cpus, config.memory, gic.config());
+        let started = Instant::now();
         let parts = Parts {
             bus: Arc::new(bus),
             serial,
@@ -283,10 +284,10 @@ impl Machine {
             features,
             memory,
             vm_fd: vm_fd.as_raw_fd(),
-            history: History::default(),
+            history: History::new(started),
             returns: Arc::new(AtomicU64::new(0)),
             config: config.clone(),
-            started: Instant::now(),
+            started,
         };
         Ok(Self { vcpus, parts })
     }

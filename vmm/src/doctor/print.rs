@@ -3,9 +3,8 @@
 
 use super::facts::Facts;
 use super::judge::{Row, State, a_guest_can_run};
+use crate::wrap::wrap;
 
-/// What a terminal has.
-const COLUMNS: usize = 80;
 /// Where a row's text begins.
 const INDENT: usize = 28;
 
@@ -39,26 +38,6 @@ pub fn text(facts: &Facts, rows: &[Row]) -> String {
         wrap(&mut text, &format!("No guest can run here: {}.", missing.join(", ")), 0);
     }
     text
-}
-
-/// Appends words, with a line break before each that would not fit. The first line has `indent` columns already.
-fn wrap(text: &mut String, words: &str, indent: usize) {
-    let mut column = indent;
-    for (index, word) in words.split(' ').enumerate() {
-        let length = word.chars().count();
-        if index > 0 && column + 1 + length > COLUMNS {
-            text.push('\n');
-            // What is too long even so begins further left.
-            column = indent.min(COLUMNS.saturating_sub(length));
-            text.push_str(&" ".repeat(column));
-        } else if index > 0 {
-            text.push(' ');
-            column += 1;
-        }
-        text.push_str(word);
-        column += length;
-    }
-    text.push('\n');
 }
 
 /// For a program: one object.
@@ -112,14 +91,5 @@ mod tests {
     #[test]
     fn what_a_kernel_calls_itself_stays_a_string() {
         assert_eq!(string("a \"b\" \\ \n é"), r#""a \"b\" \\ \u000a é""#);
-    }
-
-    #[test]
-    fn lines_break_between_words_only() {
-        let mut text = " ".repeat(INDENT);
-        let long = "x".repeat(COLUMNS);
-        wrap(&mut text, &format!("one {} two three {long}", "y".repeat(45)), INDENT);
-        let lines: Vec<&str> = text.lines().map(str::trim).collect();
-        assert_eq!(lines, [format!("one {}", "y".repeat(45)).as_str(), "two three", &long]);
     }
 }

@@ -94,7 +94,7 @@ fn blank(owner: &Owner<'_>, part: &str, kind: Kind) -> Line {
         delivered: None,
         resampled: None,
         counted_by,
-        active_ms_ago: None,
+        active: None,
         trouble: None,
     }
 }

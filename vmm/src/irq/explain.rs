@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::gic::Interrupt;
 use super::its::Translation;
 use super::{CountedBy, Kind, Line, Mask, Route};
+use crate::wrap::wrap;
 
 /// The first INTID that is an SPI's.
 const FIRST_SPI: u32 = 32;
@@ -615,25 +616,6 @@ pub fn text(explanation: &serde_json::Value) -> String {
         wrap(&mut text, word("advice"), 9);
     }
     text
-}
-
-/// Appends words, with a line break before each that would not fit. The first line has `indent` columns already.
-fn wrap(text: &mut String, words: &str, indent: usize) {
-    let mut column = indent;
-    for (index, word) in words.split(' ').filter(|word| !word.is_empty()).enumerate() {
-        let length = word.chars().count();
-        if index > 0 && column + 1 + length > super::table::COLUMNS {
-            text.push('\n');
-            text.push_str(&" ".repeat(indent));
-            column = indent;
-        } else if index > 0 {
-            text.push(' ');
-            column += 1;
-        }
-        text.push_str(word);
-        column += length;
-    }
-    text.push('\n');
 }
 
 #[cfg(test)]

@@ -106,6 +106,16 @@ pub enum CountedBy {
     Nobody,
 }
 
+/// When an interrupt was last active. Its counts are looked at when somebody asks, so it is known to have been between two looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Active {
+    /// The look that saw the change was so many milliseconds ago, 0 if it is this one.
+    pub at_least_ms_ago: u64,
+    /// The one before was so many milliseconds ago.
+    pub at_most_ms_ago: u64,
+}
+
 /// One interrupt of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -150,8 +160,8 @@ pub struct Line {
     pub resampled: Option<u64>,
     /// Whose count it is.
     pub counted_by: CountedBy,
-    /// How many milliseconds ago its counts were seen to have changed. They are looked at when somebody asks, so this is as exact as that is frequent.
-    pub active_ms_ago: Option<u64>,
+    /// When its counts last changed; `None` if they never have.
+    pub active: Option<Active>,
     /// What failed, if it should deliver and cannot.
     pub trouble: Option<String>,
 }
@@ -237,7 +247,7 @@ pub(crate) fn test_line(name: &str, fired: u64) -> Line {
         delivered: Some(0),
         resampled: Some(0),
         counted_by: CountedBy::Doorbell,
-        active_ms_ago: None,
+        active: None,
         trouble: None,
     }
 }

@@ -3,9 +3,6 @@
 
 use super::{CountedBy, Line, Mask, Route};
 
-/// What a terminal has.
-pub const COLUMNS: usize = 80;
-
 /// Two rows a line: first what it is and where it leads, then how it is doing.
 #[must_use]
 pub fn list(lines: &[Line]) -> String {
@@ -85,14 +82,18 @@ fn route(route: Option<&Route>) -> String {
     }
 }
 
+/// Between which two looks it was last active, in 13 columns.
 fn last(line: &Line) -> String {
-    match line.active_ms_ago {
-        Some(ms) if ms < 1000 => "now".to_owned(),
-        Some(ms) if ms < 120_000 => format!("{} s ago", ms / 1000),
-        Some(ms) if ms < 7_200_000 => format!("{} min ago", ms / 60_000),
-        Some(ms) => format!("{} h ago", ms / 3_600_000),
-        None if line.total() == 0 => "never".to_owned(),
-        None => "earlier".to_owned(),
+    let Some(active) = line.active else { return "never".to_owned() };
+    let (least, most) = (active.at_least_ms_ago, active.at_most_ms_ago);
+    let (unit, name) = match most {
+        ..=99_000 => (1000, "s"),
+        ..=5_940_000 => (60_000, "min"),
+        _ => (3_600_000, "h"),
+    };
+    match (least / unit, most.div_ceil(unit)) {
+        (0, most) => format!("<{most} {name} ago"),
+        (least, most) => format!("{least}-{most} {name} ago"),
     }
 }
 
@@ -221,7 +222,8 @@ fn cut(text: &str, columns: usize) -> String {
 mod tests {
     use super::*;
     use crate::irq::Kind;
-    use crate::irq::line::test_line;
+    use crate::irq::line::{Active, test_line};
+    use crate::wrap::COLUMNS;
 
     fn lines() -> Vec<Line> {
         let mut serial = test_line("serial", 123_456_789_012);
@@ -269,6 +271,26 @@ mod tests {
         ] {
             assert!(text.contains(word), "{word} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn when_it_was_last_active_is_said_as_exactly_as_it_is_known() {
+        for (least, most, text) in [
+            (0, 1, "<1 s ago"),
+            (0, 23_001, "<24 s ago"),
+            (500, 1500, "<2 s ago"),
+            (5000, 7001, "5-8 s ago"),
+            (97_000, 98_500, "97-99 s ago"),
+            (99_000, 99_001, "1-2 min ago"),
+            (5_880_000, 5_940_000, "98-99 min ago"),
+            (0, 5_940_001, "<2 h ago"),
+        ] {
+            let mut line = test_line("a", 7);
+            line.active = Some(Active { at_least_ms_ago: least, at_most_ms_ago: most });
+            assert_eq!(last(&line), text);
+            assert!(text.len() <= 13, "{text}");
+        }
+        assert_eq!(last(&test_line("a", 0)), "never");
     }
 
     #[test]
