@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use irqfd::LevelState;
 use pci::PciFunction;
 use vfio_passthrough::pci::InterruptMode;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::irq::collect::{self, Host, Owner, Routes};
-use crate::irq::explain::{self, Explanation, Function, Gic, Situation, Unmask, WayBack};
-use crate::irq::gic::{self, GicState, Interrupt};
+use crate::irq::explain::{self, Explanation};
+use crate::irq::gic;
 use crate::irq::host::{self, HostCounts};
-use crate::irq::its::{self, Translation};
-use crate::irq::{Kind, Line, Mask, Route};
+use crate::irq::look::Look;
+use crate::irq::situation::{Function, Gic, Situation, Unmask, WayBack};
+use crate::irq::{Kind, Line, Mask};
 use crate::machine::{Parts, Running};
 use crate::pci_host::{PciHost, Slot};
 
@@ -169,12 +169,12 @@ impl Parts {
                 found.push(Found { line, function: Some(function.clone()), way_back: None });
             }
             if let Some((state, connected)) = assigned.function.line() {
-                let line = collect::level(&owner(counts.of(&host::intx(device))), "intx", &state, routes);
-                let mut line = pin(line, &state, function);
-                if line.line.armed && !connected {
-                    line.way_back = Some(WayBack { by: Unmask::NotArmed, due: false });
+                let mut line = collect::level(&owner(counts.of(&host::intx(device))), "intx", &state, routes);
+                // Out of use while the function sends messages, which is no trouble.
+                if !connected && !function.messages_enabled {
+                    line.trouble = assigned.trouble();
                 }
-                found.push(line);
+                found.push(pin(line, &state, function));
             }
         }
     }
@@ -213,20 +213,19 @@ impl Parts {
         let find = || self.look().into_iter().find(|found| found.line.line == name);
         let mut found = find()?;
         if found.way_back.is_some_and(|way_back| way_back.due) {
+            let before = found.line.resampled;
             std::thread::sleep(A_MOMENT);
             found = find()?;
+            // On a busy line there is always one; what counts is whether they are looked at.
+            let looked = found.line.resampled != before;
+            found.way_back =
+                found.way_back.map(|way_back| WayBack { due: way_back.due && !looked, ..way_back });
         }
-        let router = self.lines.wiring().router();
         let mut situation = Situation {
             line: found.line,
             function: found.function,
             way_back: found.way_back,
-            gic: Gic {
-                spis: router.ready().lines(),
-                messages: !self.gic.layout().its_frames().is_empty() || self.gic.v2m_frame().is_some(),
-                needs_device_id: router.msi_policy().needs_device_id(),
-                enabled: None,
-            },
+            gic: Gic::of(&self.gic, self.lines.wiring().router()),
             translation: None,
             interrupt: None,
             vcpus_on: Vec::new(),
@@ -234,121 +233,18 @@ impl Parts {
         };
         if !situation.paused {
             let held = running.pause();
-            self.look_at_the_gic(&mut situation, held.is_ok());
+            let look = Look {
+                gic: &self.gic,
+                memory: self.memory.memory(),
+                debugfs: Some(gic::directory(self.vm_fd)),
+                still: held.is_ok(),
+            };
+            look.fill_in(&mut situation);
             if held.is_ok() {
                 situation.vcpus_on = running.vcpus.iter().map(|vcpu| vcpu.was_on()).collect();
                 running.pause.resume();
             }
         }
         Some(explain::explain(&situation))
-    }
-
-    /// Fills in what the kernel knows. `still` is whether no vCPU runs.
-    fn look_at_the_gic(&self, situation: &mut Situation, still: bool) {
-        let shown = GicState::read(self.vm_fd);
-        let distributor = |offset| self.gic.read_distributor(offset).ok().filter(|_| still);
-        situation.gic.enabled = shown
-            .as_ref()
-            .and_then(|state| state.enabled)
-            .or_else(|| distributor(0).map(|ctlr| ctlr & 3 != 0));
-        let intid = match situation.line.route {
-            None => return,
-            Some(Route::Pin { pin }) => pin + 32,
-            Some(Route::Message { data, device_id, .. }) => {
-                let translation = self.translate(device_id, data, still);
-                let intid = match translation {
-                    Translation::Mapped { intid, .. } => Some(intid),
-                    _ => None,
-                };
-                situation.translation = Some(translation);
-                let Some(intid) = intid else { return };
-                intid
-            }
-        };
-        situation.interrupt = shown
-            .and_then(|state| state.interrupt(intid))
-            .or_else(|| if intid >= 8192 { self.lpi(intid, still) } else { self.spi(intid, distributor) });
-        if let (Some(interrupt), Some(Translation::Mapped { target, .. })) =
-            (&mut situation.interrupt, &situation.translation)
-        {
-            interrupt.target = interrupt.target.or(*target);
-        }
-    }
-
-    fn translate(&self, device: u32, event: u32, still: bool) -> Translation {
-        if let Some(translation) = its::from_debugfs(&gic::directory(self.vm_fd), device, event) {
-            return translation;
-        }
-        if !still {
-            return Translation::Unknown { why: "the guest could not be held still".to_owned() };
-        }
-        // GITS_BASER0 and 1 are the device and the collection table in KVM's ITS.
-        let register = |offset| self.gic.read_its(0, offset).and_then(Result::ok);
-        let (Some(devices), Some(collections)) = (register(0x100), register(0x108)) else {
-            return Translation::Unknown { why: "the kernel does not show the ITS's registers".to_owned() };
-        };
-        let save = || match self.gic.save_its_tables(0) {
-            Some(Ok(())) => Ok(()),
-            Some(Err(e)) => Err(e.to_string()),
-            None => Err("there is no ITS".to_owned()),
-        };
-        its::translate(&Words(self.memory.memory()), (devices, collections), (device, event), save)
-    }
-
-    /// An SPI by the distributor's registers (Arm IHI 0069, section 12.9).
-    fn spi(&self, intid: u32, register: impl Fn(u32) -> Option<u32>) -> Option<Interrupt> {
-        let bit = |base: u32| Some(register(base + intid / 32 * 4)? >> (intid % 32) & 1 != 0);
-        let edge = register(0xc00 + intid / 16 * 4)? >> (intid % 16 * 2) & 2 != 0;
-        let target = match self.gic.device_kind() {
-            irqchip::DeviceKind::GicV2 => {
-                let mask = register(0x800 + intid / 4 * 4)? >> (intid % 4 * 8) & 0xff;
-                (mask != 0).then(|| mask.trailing_zeros())
-            }
-            _ => {
-                // KVM numbers 16 vCPUs in the lowest affinity, and 256 in each other.
-                let affinity = register(0x6000 + intid * 8)?;
-                Some((affinity & 0xf) | (affinity >> 8 & 0xff) << 4 | (affinity >> 16 & 0xff) << 12)
-            }
-        };
-        Some(Interrupt {
-            intid,
-            enabled: bit(0x100)?,
-            pending: bit(0x200)?,
-            active: bit(0x300)?,
-            level: Some(!edge),
-            target,
-        })
-    }
-
-    /// An LPI by the guest's table, whose lowest bit in each byte enables one (Arm IHI 0069, section 5.1.1).
-    fn lpi(&self, intid: u32, still: bool) -> Option<Interrupt> {
-        /// `GICR_PROPBASER`, of the first vCPU: all have the same table.
-        const PROPBASER: u32 = 0x70;
-        let half = |offset| self.gic.read_redistributor(0, offset).ok().filter(|_| still).map(u64::from);
-        let register = half(PROPBASER)? | half(PROPBASER + 4)? << 32;
-        let table = register & 0xf_ffff_ffff_f000;
-        let at = GuestAddress(table + u64::from(intid.checked_sub(8192)?));
-        let entry: u8 = self.memory.memory().read_obj(at).ok()?;
-        Some(Interrupt {
-            intid,
-            enabled: entry & 1 != 0,
-            pending: false,
-            active: false,
-            level: Some(false),
-            target: None,
-        })
-    }
-}
-
-/// Guest memory in words of eight bytes.
-struct Words<'a>(&'a GuestMemoryMmap);
-
-impl its::Memory for Words<'_> {
-    fn read(&self, address: u64) -> Option<u64> {
-        self.0.read_obj::<u64>(GuestAddress(address)).ok().map(u64::from_le)
-    }
-
-    fn write(&self, address: u64, value: u64) -> bool {
-        self.0.write_obj(value.to_le(), GuestAddress(address)).is_ok()
     }
 }

@@ -80,7 +80,8 @@ fn one_line(error: &clap::Error, words: &[OsString]) -> String {
         _ => {}
     }
     let path = command.get_bin_name().unwrap_or("doorbell");
-    format!("{}; see `{path} --help`", sentences.join("; "))
+    // What introduces a list goes on with it.
+    format!("{}; see `{path} --help`", sentences.join("; ").replace(":; ", ": "))
 }
 
 /// The command that a command line is for, as far as its words are commands.

@@ -36,6 +36,8 @@ pub(crate) struct Assigned {
     pub(crate) function: Arc<VfioPciFunction>,
     /// What the event loop runs for it.
     pub(crate) subscribers: Vec<SubscriberId>,
+    /// What went wrong last.
+    trouble: Arc<Mutex<Option<String>>>,
 }
 
 /// What the event loop runs.
@@ -156,6 +158,8 @@ impl Assigned {
         let (said, hidden) = (AtomicU64::new(0), AtomicU64::new(0));
         let name = wanted.name().to_owned();
         let said_of = name.clone();
+        let trouble: Arc<Mutex<Option<String>>> = Arc::default();
+        let last = Arc::clone(&trouble);
         let events = move |event| {
             let trouble = match event {
                 PciEvent::HiddenFromPeers { bar, source } => {
@@ -171,8 +175,10 @@ impl Assigned {
                 PciEvent::Trouble(trouble) => trouble,
                 _ => return,
             };
+            let trouble = crate::vfio::explain(&said_of, trouble).one_line();
+            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble.clone());
             match said.fetch_add(1, Ordering::Relaxed) {
-                n if n < SAID => tracing::warn!("{}", crate::vfio::explain(&said_of, trouble).one_line()),
+                n if n < SAID => tracing::warn!("{trouble}"),
                 SAID => tracing::warn!("{said_of}: further trouble is not said"),
                 _ => {}
             }
@@ -195,7 +201,7 @@ impl Assigned {
         }
         let function = VfioPciFunction::new(device, options).explain(&option)?;
         tracing::info!("{name}: {} at {bdf}, by {kind}", found.name());
-        Ok(Self { wanted, place, function, subscribers: Vec::new() })
+        Ok(Self { wanted, place, function, subscribers: Vec::new(), trouble })
     }
 
     /// Puts it into its place.
@@ -211,6 +217,11 @@ impl Assigned {
     /// Where the guest finds it.
     pub(crate) fn at(&self, bridge: Option<&Arc<HostBridge>>) -> String {
         self.place.of(&self.function, bridge)
+    }
+
+    /// What went wrong with it last; it may have been put right since.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What the event loop has to run for it.

@@ -18,6 +18,7 @@
 //! processes and VMs are a failed test.
 
 mod archive;
+mod borrow;
 mod every_device;
 mod host;
 mod launch;
@@ -29,6 +30,7 @@ mod terminal;
 mod tiny;
 mod told;
 
+pub use borrow::set_irqs;
 pub use every_device::{Carrier, EveryDevice};
 pub use host::{Gic, Host};
 pub use launch::{Guest, Input, command, done, doorbell, refused};

@@ -21,13 +21,24 @@ const TOLD: &str = r#"
     }
     control() { ecam $1 $(($(cap $1 $2) + 2)); }
     change() { devmem $1 16 $(($(devmem $1 16) $2)); }
+    change32() { devmem $1 32 $(($(devmem $1 32) $2)); }
+    bar() {
+        low=$(($(devmem $(ecam $1 $((0x10 + 4 * $2))) 32)))
+        high=0
+        [ $((low & 6)) = 4 ] && high=$(($(devmem $(ecam $1 $((0x14 + 4 * $2))) 32)))
+        echo $(((high << 32) + (low & ~15)))
+    }
     table() {
         where=$(($(devmem $(ecam $1 $(($(cap $1 0x11) + 4))) 32)))
-        bar=$((0x10 + 4 * (where & 7)))
-        low=$(($(devmem $(ecam $1 $bar) 32)))
-        high=0
-        [ $((low & 6)) = 4 ] && high=$(($(devmem $(ecam $1 $((bar + 4))) 32)))
-        echo $(((high << 32) + (low & ~15) + (where & ~7)))
+        echo $(($(bar $1 $((where & 7))) + (where & ~7)))
+    }
+    virtio() {
+        at=$(($(devmem $(ecam $1 0x34) 8)))
+        while [ $at != 0 ]; do
+            [ $(($(devmem $(ecam $1 $at) 8))) = 9 ] && [ $(($(devmem $(ecam $1 $((at + 3))) 8))) = $2 ] && break
+            at=$(($(devmem $(ecam $1 $((at + 1))) 8)))
+        done
+        echo $(($(bar $1 $(($(devmem $(ecam $1 $((at + 4))) 8)))) + $(devmem $(ecam $1 $((at + 8))) 32)))
     }
     reg() { hexdump -v -e '1/1 "%02x"' /proc/device-tree/intc@*/reg /proc/device-tree/interrupt-controller@*/reg 2>/dev/null; }
     gicd=$((0x$(reg | cut -c 1-16)))
@@ -97,13 +108,21 @@ impl<'a> Told<'a> {
     /// # Panics
     /// If something else is said.
     pub fn expect(&self, line: &str, verdict: &str, words: &str) {
-        let said = self.explain(line);
-        assert_eq!(said["verdict"], verdict, "{line}: {said:#}");
-        let last = said["steps"].as_array().unwrap().last().unwrap()["found"].as_str().unwrap();
-        assert!(last.contains(words), "{words:?} is not in {last:?}");
-        let fine = matches!(verdict, "fine" | "not-fired");
-        assert_eq!(said["advice"].is_string(), verdict != "fine", "{said:#}");
-        assert_eq!(said["steps"].as_array().unwrap().iter().all(|step| step["ok"] == true), fine, "{said:#}");
+        check(&self.explain(line), verdict, words);
+    }
+
+    /// The same for a state that comes by itself: asks until the verdict is this one.
+    ///
+    /// # Panics
+    /// If it does not come, or something else is said with it.
+    pub fn until(&self, line: &str, verdict: &str, words: &str) {
+        /// Each takes a moment; where a vCPU does not stop, ten seconds.
+        const LOOKS: usize = 20;
+        let mut looks = (0..LOOKS).map(|_| self.explain(line));
+        match looks.find(|said| said["verdict"] == verdict) {
+            Some(said) => check(&said, verdict, words),
+            None => panic!("not {verdict}: {:#}", self.explain(line)),
+        }
     }
 
     /// The guest does what is wrong, the interrupt is asked about, and the guest undoes it.
@@ -123,4 +142,13 @@ impl<'a> Told<'a> {
         self.ask(&["kill"], &[]);
         self.guest.wait().assert_status(6);
     }
+}
+
+fn check(said: &Value, verdict: &str, words: &str) {
+    assert_eq!(said["verdict"], verdict, "{said:#}");
+    let last = said["steps"].as_array().unwrap().last().unwrap()["found"].as_str().unwrap();
+    assert!(last.contains(words), "{words:?} is not in {last:?}");
+    let fine = matches!(verdict, "fine" | "not-fired");
+    assert_eq!(said["advice"].is_string(), verdict != "fine", "{said:#}");
+    assert_eq!(said["steps"].as_array().unwrap().iter().all(|step| step["ok"] == true), fine, "{said:#}");
 }

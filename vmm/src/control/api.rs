@@ -206,9 +206,23 @@ fn interrupt(machine: &dyn Machine, name: &str, explain: bool) -> Answer {
         machine.irqs().iter().find(|line| line.line == name).map(|line| json(200, line))
     };
     found.unwrap_or_else(|| {
-        let hint = "`doorbell irq list --all` and GET /irqs have their names";
+        let hint = named_after(machine, name)
+            .unwrap_or_else(|| "`doorbell irq list --all` and GET /irqs have their names".to_owned());
         refuse(404, &format!("the guest has no interrupt called {name}; {hint}"))
     })
+}
+
+/// The interrupts of a device, for somebody who has named the device.
+fn named_after(machine: &dyn Machine, device: &str) -> Option<String> {
+    /// A device may have 2048.
+    const SHOWN: usize = 4;
+    let prefix = format!("{device}:");
+    let names = machine.irqs().into_iter().map(|line| line.line).filter(|line| line.starts_with(&prefix));
+    let names: Vec<String> = names.collect();
+    let shown: Vec<&str> = names.iter().map(String::as_str).take(SHOWN).collect();
+    let more = names.len() - shown.len();
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!names.is_empty()).then(|| format!("that device's are {}{more}", shown.join(", ")))
 }
 
 fn addition(body: &[u8]) -> Result<Addition> {
@@ -382,6 +396,7 @@ pub(crate) mod tests {
             ("GET", "/irqs/disk-0:1", "", 200, None, "\"fired\":7"),
             ("GET", "/irqs/a%20b?x", "", 200, None, "\"fired\":8"),
             ("GET", "/irqs/c", "", 404, None, "no interrupt called c; `doorbell irq list"),
+            ("GET", "/irqs/disk-0", "", 404, None, "no interrupt called disk-0; that device's are disk-0:1"),
             ("GET", "/irqs/disk-0:1/explain", "", 404, Some("explain disk-0:1"), "no interrupt"),
             ("GET", "/irqs/disk-0:1/explain/it", "", 404, None, "/irqs"),
             ("PUT", "/irqs", "", 405, None, "GET"),

@@ -124,7 +124,7 @@ pub fn level(owner: &Owner<'_>, part: &str, state: &LevelState, routes: Routes<'
             line.delivered = Some(count);
             line.resampled = (!state.handed_over).then_some(state.resampled);
         }
-        Host::Silent => {}
+        Host::Silent => line.resampled = (!state.handed_over).then_some(state.resampled),
     }
     line
 }

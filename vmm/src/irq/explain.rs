@@ -1,90 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Why an interrupt does not arrive: its way is walked, from the device to the vCPU, and the first thing that is wrong is said, with what to do.
 //!
-//! The walk is a function of a [`Situation`], which is plain data; what collects it from a running machine is elsewhere.
+//! The walk is a function of a [`Situation`], which is plain data; [`look`](super::look) and the machine fill it in. docs/interrupts.md has a test with a real guest for
+//! each [`Verdict`].
 
 use serde::Serialize;
 
 use super::gic::Interrupt;
 use super::its::Translation;
-use super::{CountedBy, Kind, Line, Mask, Route};
+use super::situation::{Situation, Unmask, WayBack};
+use super::{CountedBy, Kind, Mask, Route};
 use crate::wrap::wrap;
 
 /// The first INTID that is an SPI's.
 const FIRST_SPI: u32 = 32;
 
-/// Where an interrupt is, as far as could be found out.
-#[derive(Debug, Clone)]
-pub struct Situation {
-    /// What the VMM knows of it.
-    pub line: Line,
-    /// What the guest has written into its function's registers, if it is a function on PCI.
-    pub function: Option<Function>,
-    /// The way back of a level interrupt.
-    pub way_back: Option<WayBack>,
-    /// The guest's interrupt controller.
-    pub gic: Gic,
-    /// What the ITS makes of the message, if it is one for an ITS.
-    pub translation: Option<Translation>,
-    /// The interrupt at the GIC: that of the pin, or the LPI that the message is translated to.
-    pub interrupt: Option<Interrupt>,
-    /// Whether each vCPU is on; empty where that is not known.
-    pub vcpus_on: Vec<bool>,
-    /// Whether the user has paused the machine.
-    pub paused: bool,
-}
-
-/// A function's registers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Function {
-    /// Whether the host's device is behind it.
-    pub passed_through: bool,
-    /// Command register: the function may send messages.
-    pub bus_master: bool,
-    /// Command register: the function must not use its line.
-    pub intx_disabled: bool,
-    /// MSI or MSI-X is enabled: the line is out of use.
-    pub messages_enabled: bool,
-    /// A driver has started it (virtio); not known for devices of the host's.
-    pub driver_up: Option<bool>,
-    /// What the device complains about.
-    pub trouble: Option<String>,
-}
-
-/// From the guest's EOI back to the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WayBack {
-    /// Who takes the EOI.
-    pub by: Unmask,
-    /// An EOI has come and nobody has looked at it.
-    pub due: bool,
-}
-
-/// Who acts on the EOI of a level interrupt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unmask {
-    /// The event loop of this process.
-    Loop,
-    /// VFIO, on the resample eventfd.
-    Kernel,
-    /// VFIO should and has no eventfd to wait for.
-    NotArmed,
-}
-
-/// The guest's interrupt controller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gic {
-    /// How many SPIs it has.
-    pub spis: u32,
-    /// Whether messages have a receiver.
-    pub messages: bool,
-    /// Whether the kernel must be told who sends a message.
-    pub needs_device_id: bool,
-    /// Whether the guest has switched the distributor on, if known.
-    pub enabled: Option<bool>,
-}
-
 /// What is wrong, or that nothing is.
+///
+/// Four are for who takes the crates for another VMM; this one cannot come there, since triggers are wired with their routes, and the router refuses the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
@@ -112,19 +45,19 @@ pub enum Verdict {
     LineDisabled,
     /// The function interrupts by messages, and so not by its line.
     LineUnused,
-    /// There is no route.
+    /// There is no route: another VMM has withdrawn it under an armed irqfd.
     NoRoute,
-    /// The route has no device ID and the VM wants one.
+    /// The route has no device ID and the VM wants one: another VMM writes its routing table without the router.
     NoDeviceId,
-    /// Nothing receives messages.
+    /// Nothing receives messages, or not where the guest sends them.
     NoReceiver,
-    /// The route's pin is beyond the GIC's.
+    /// The route's pin is beyond the GIC's: another VMM writes its routing table without the router.
     PinOutside,
-    /// No irqfd listens.
+    /// No irqfd listens: another VMM has not wired the trigger. Where it was VFIO that refused, here that is [`Refused`](Self::Refused).
     NotArmed,
-    /// Nobody would unmask the device's interrupt after the EOI.
+    /// VFIO does not take an EOI, and so does not unmask the device's interrupt.
     UnmaskNotArmed,
-    /// An EOI waits and nobody looks at it.
+    /// The event loop does not take an EOI.
     EoiUnseen,
     /// The guest has not switched the GIC on.
     GicOff,
@@ -275,7 +208,7 @@ impl Walk<'_> {
         let Situation { line, function, gic, .. } = self.situation;
         let capability = line.kind.to_string();
         let index = line.index.unwrap_or(0);
-        if !gic.messages {
+        if !gic.takes_messages() {
             return self.stop(
                 "receiver",
                 Verdict::NoReceiver,
@@ -385,19 +318,20 @@ impl Walk<'_> {
         self.route()?;
         self.irqfd()?;
         match way_back {
-            Some(WayBack { by: Unmask::NotArmed, .. }) => self.stop(
+            Some(WayBack { by: Unmask::Kernel, due: true }) => self.stop(
                 "way back",
                 Verdict::UnmaskNotArmed,
-                "VFIO has no eventfd to unmask the device's interrupt on: it would fire once and never again",
-                "see the log for what VFIO refused; --vfio …,resample=loop goes through the event loop instead",
+                format!(
+                    "the guest has ended an interrupt, and the EOI is still in eventfd {}: VFIO has no unmask eventfd armed, so \
+                     that the device's interrupt stays masked on the host",
+                    line.resamplefd.map_or_else(|| "none".to_owned(), |fd| fd.to_string())
+                ),
+                "see the log for what VFIO refused; resample=loop in the device's option has the event loop unmask instead",
             ),
-            Some(WayBack { by, due: true }) => self.stop(
+            Some(WayBack { by: Unmask::Loop, due: true }) => self.stop(
                 "way back",
                 Verdict::EoiUnseen,
-                match by {
-                    Unmask::Kernel => "the guest has ended an interrupt, and VFIO has not unmasked the device's",
-                    _ => "the guest has ended an interrupt, and the event loop has not looked at it",
-                },
+                "the guest has ended an interrupt, and the event loop has not looked at it",
                 "the event loop hangs: does somebody read what the guest writes to its console?",
             ),
             Some(WayBack { by: Unmask::Kernel, .. }) => {
@@ -414,7 +348,15 @@ impl Walk<'_> {
 
     fn route(&mut self) -> Walked {
         let Situation { line, gic, .. } = self.situation;
-        let gsi = line.gsi.map_or_else(|| "no GSI".to_owned(), |gsi| format!("GSI {gsi}"));
+        let Some(gsi) = line.gsi.map(|gsi| format!("GSI {gsi}")) else {
+            let eventfd = line.eventfd.map_or_else(|| "the eventfd".to_owned(), |fd| format!("eventfd {fd}"));
+            return self.stop(
+                "irqfd",
+                Verdict::NotArmed,
+                format!("{eventfd} is wired to no GSI: no irqfd listens to it"),
+                "the device is not connected; see the log for what was refused",
+            );
+        };
         match line.route {
             None => self.stop(
                 "route",
@@ -422,6 +364,15 @@ impl Walk<'_> {
                 format!("{gsi} leads nowhere: it has no route"),
                 "a vector gets its route when the guest unmasks it; a line has one from the start: see the log for what was refused",
             ),
+            Some(Route::Message { address, .. }) if !gic.its.iter().any(|its| its.frame.contains(&address)) => {
+                let doorbell = gic.its.first().map(|its| format!("; the ITS takes them at {:#x}", its.doorbell));
+                self.stop(
+                    "receiver",
+                    Verdict::NoReceiver,
+                    format!("nothing takes messages at {address:#x}{}", doorbell.unwrap_or_default()),
+                    "the guest has written a wrong address, or one that its IOMMU would translate: the kernel drops such a message without a word",
+                )
+            }
             Some(Route::Message { with_device_id: false, .. }) if gic.needs_device_id => self.stop(
                 "route",
                 Verdict::NoDeviceId,
@@ -584,12 +535,10 @@ impl Walk<'_> {
                     Some("the reason is in the device, or its driver waits for something else".to_owned()),
                 )
             }
-            (Some(count), CountedBy::Host) => {
-                self.ok("device", format!("everything is fine: the device has fired {count} times, says the host's /proc/interrupts"));
-                (Verdict::Fine, None)
-            }
-            (Some(count), _) => {
-                self.ok("device", format!("everything is fine: the device has fired {count} times"));
+            (Some(count), by) => {
+                let often = if count == 1 { "once".to_owned() } else { format!("{count} times") };
+                let who = if by == CountedBy::Host { ", says the host's /proc/interrupts" } else { "" };
+                self.ok("device", format!("everything is fine: the device has fired {often}{who}"));
                 (Verdict::Fine, None)
             }
             (None, _) => {

@@ -2,14 +2,16 @@
 //! Each diagnosis from a way that is whole but for one thing; and of two things that are wrong, the first one.
 
 use super::*;
+use crate::irq::Line;
 use crate::irq::line::test_line;
+use crate::irq::situation::{Function, Gic, Its};
 
 /// As a person reads it.
 fn text(explanation: &Explanation) -> String {
     super::text(&serde_json::to_value(explanation).unwrap())
 }
 
-const MESSAGE: (u64, u32) = (0x808_0040, 3);
+const MESSAGE: (u64, u32) = (0x809_0040, 3);
 
 /// A vector of a virtio device with nothing wrong.
 fn vector() -> Situation {
@@ -31,7 +33,13 @@ fn vector() -> Situation {
             trouble: None,
         }),
         way_back: None,
-        gic: Gic { spis: 64, messages: true, needs_device_id: true, enabled: Some(true) },
+        gic: Gic {
+            spis: 64,
+            its: vec![Its { doorbell: MESSAGE.0, frame: 0x808_0000..0x80a_0000 }],
+            v2m: false,
+            needs_device_id: true,
+            enabled: Some(true),
+        },
         translation: Some(Translation::Mapped { device: 0x10, event: 3, intid: 8195, target: Some(1) }),
         interrupt: Some(Interrupt {
             intid: 8195,
@@ -76,6 +84,11 @@ fn interrupt(situation: &mut Situation) -> &mut Interrupt {
     situation.interrupt.as_mut().unwrap()
 }
 
+/// As a trigger is that has never been wired.
+fn unwire(line: &mut Line) {
+    (line.gsi, line.route, line.armed) = (None, None, false);
+}
+
 type Break = fn(&mut Situation);
 
 /// In the order of the way: what is broken, the verdict, words of what is said.
@@ -83,7 +96,7 @@ const VECTOR: &[(Break, Verdict, &str)] = &[
     (|s| s.paused = true, Verdict::Paused, "paused"),
     (|s| function(s).trouble = Some("bad ring".into()), Verdict::DeviceInTrouble, "bad ring"),
     (|s| function(s).driver_up = Some(false), Verdict::NoDriver, "DRIVER_OK"),
-    (|s| s.gic.messages = false, Verdict::NoReceiver, "neither an ITS nor a v2m frame"),
+    (|s| s.gic.its.clear(), Verdict::NoReceiver, "neither an ITS nor a v2m frame"),
     (
         |s| s.line.masked = Some(Mask::Disabled),
         Verdict::MessagesDisabled,
@@ -102,7 +115,13 @@ const VECTOR: &[(Break, Verdict, &str)] = &[
     (|s| s.line.message = None, Verdict::NoMessage, "no message for entry 3"),
     (|s| s.line.masked = Some(Mask::Entry), Verdict::EntryMasked, "masked at MSI-X entry 3 by the guest"),
     (|s| s.line.trouble = Some("no GSI is left".into()), Verdict::Refused, "no GSI is left"),
+    (|s| unwire(&mut s.line), Verdict::NotArmed, "eventfd 5 is wired to no GSI"),
     (|s| s.line.route = None, Verdict::NoRoute, "GSI 64 leads nowhere"),
+    (
+        |s| s.gic.its[0].frame = 0x10_0000..0x12_0000,
+        Verdict::NoReceiver,
+        "nothing takes messages at 0x8090040; the ITS takes them at",
+    ),
     (
         |s| {
             let (address, data) = MESSAGE;
@@ -141,13 +160,14 @@ const LEVEL: &[(Break, Verdict, &str)] = &[
     (|s| function(s).messages_enabled = true, Verdict::LineUnused, "interrupts by messages"),
     (|s| function(s).intx_disabled = true, Verdict::LineDisabled, "interrupt disable bit"),
     (|s| s.line.trouble = Some("EBUSY".into()), Verdict::Refused, "EBUSY"),
+    (|s| unwire(&mut s.line), Verdict::NotArmed, "eventfd 5 is wired to no GSI"),
     (|s| s.line.route = None, Verdict::NoRoute, "GSI 4 leads nowhere"),
     (|s| s.line.route = Some(Route::Pin { pin: 64 }), Verdict::PinOutside, "pins 0 to 63"),
     (|s| s.line.armed = false, Verdict::NotArmed, "no irqfd"),
     (
-        |s| s.way_back = Some(WayBack { by: Unmask::NotArmed, due: false }),
+        |s| s.way_back = Some(WayBack { by: Unmask::Kernel, due: true }),
         Verdict::UnmaskNotArmed,
-        "no eventfd to unmask",
+        "the EOI is still in eventfd 6: VFIO has no unmask eventfd armed",
     ),
     (
         |s| s.way_back = Some(WayBack { by: Unmask::Loop, due: true }),
@@ -194,6 +214,21 @@ fn each_thing_that_can_be_wrong_with_a_line_is_said() {
     check(level, LEVEL);
 }
 
+/// docs/interrupts.md has each verdict in two tables: what is wrong, and the real guest that shows it.
+#[test]
+fn each_verdict_is_in_the_book_twice() {
+    let book = include_str!("../../../docs/interrupts.md");
+    let (walk, shown) = book.split_once("### Each verdict in a real guest").unwrap();
+    let mut verdicts: Vec<Verdict> = VECTOR.iter().chain(LEVEL).map(|&(_, verdict, _)| verdict).collect();
+    verdicts.push(Verdict::ConfiguredAsLevel);
+    for verdict in verdicts {
+        let name = format!("`{}`", serde_json::to_value(verdict).unwrap().as_str().unwrap());
+        for table in [walk, shown] {
+            assert!(table.lines().any(|row| row.starts_with('|') && row.contains(&name)), "{name}");
+        }
+    }
+}
+
 #[test]
 fn of_two_things_that_are_wrong_the_first_on_the_way_is_said() {
     for (whole, table) in [(vector as fn() -> Situation, VECTOR), (level as fn() -> Situation, LEVEL)] {
@@ -208,8 +243,24 @@ fn of_two_things_that_are_wrong_the_first_on_the_way_is_said() {
 }
 
 #[test]
+fn a_message_to_any_of_an_itss_addresses_is_the_itss() {
+    let mut situation = vector();
+    for (address, verdict) in [
+        (0x807_ffff, Verdict::NoReceiver),
+        (0x808_0000, Verdict::Fine),
+        (0x809_ffff, Verdict::Fine),
+        (0x80a_0000, Verdict::NoReceiver),
+    ] {
+        situation.line.route =
+            Some(Route::Message { address, data: 3, device_id: 0x10, with_device_id: true });
+        assert_eq!(explain(&situation).verdict, verdict, "{address:#x}");
+    }
+}
+
+#[test]
 fn a_message_to_a_v2m_frame_ends_at_an_edge_spi() {
     let mut situation = vector();
+    (situation.gic.its, situation.gic.v2m) = (Vec::new(), true);
     situation.translation = None;
     situation.line.route = Some(Route::Pin { pin: 40 });
     let spi = Interrupt { intid: 72, level: Some(false), ..situation.interrupt.unwrap() };

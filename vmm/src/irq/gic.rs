@@ -49,14 +49,14 @@ impl GicState {
         self.interrupts.iter().find(|interrupt| interrupt.intid == intid).copied()
     }
 
-    /// That of this process's VM, whose descriptor is `vm`; `None` where debugfs is not there or not for us.
+    /// That of the VM with this [`directory`]; `None` where debugfs is not there or not for us.
     #[must_use]
-    pub fn read(vm: i32) -> Option<Self> {
-        fs::read_to_string(directory(vm).join("vgic-state")).ok().map(|text| Self::parse(&text))
+    pub fn read(directory: &Path) -> Option<Self> {
+        fs::read_to_string(directory.join("vgic-state")).ok().map(|text| Self::parse(&text))
     }
 }
 
-/// The VM's directory in debugfs.
+/// The directory in debugfs of this process's VM whose descriptor is `vm`.
 #[must_use]
 pub fn directory(vm: i32) -> PathBuf {
     Path::new("/sys/kernel/debug/kvm").join(format!("{}-{vm}", std::process::id()))

@@ -11,6 +11,8 @@ pub mod history;
 pub mod host;
 pub mod its;
 pub mod line;
+pub mod look;
+pub mod situation;
 pub mod table;
 
 pub use history::History;
