@@ -87,8 +87,8 @@ fn last(line: &Line) -> String {
     let Some(active) = line.active else { return "never".to_owned() };
     let (least, most) = (active.at_least_ms_ago, active.at_most_ms_ago);
     let (unit, name) = match most {
-        ..=99_000 => (1000, "s"),
-        ..=5_940_000 => (60_000, "min"),
+        0..=99_000 => (1000, "s"),
+        99_001..=5_940_000 => (60_000, "min"),
         _ => (3_600_000, "h"),
     };
     match (least / unit, most.div_ceil(unit)) {
