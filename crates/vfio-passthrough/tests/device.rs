@@ -16,7 +16,8 @@ use vfio_passthrough::iommu::IommuKind;
 use vfio_passthrough::pci::{InterruptMode, Notice, PciEvent, VfioPciFunction};
 use vfio_passthrough::platform::PlatformDevice;
 use vfio_passthrough::{
-    Device, DeviceInfo, Error, IrqAction, IrqInfo, IrqSet, Mapping, RawDevice, RegionInfo, ResamplePath,
+    Device, DeviceInfo, Error, HotReset, HotResetInfo, IrqAction, IrqInfo, IrqSet, Mapping, RawDevice,
+    RegionInfo, ResamplePath,
 };
 
 fn config32(function: &VfioPciFunction, at: u16) -> u32 {
@@ -217,6 +218,14 @@ impl RawDevice for BeforeUnmask {
 
     fn reset(&self) -> io::Result<()> {
         self.fake.reset()
+    }
+
+    fn hot_reset_info(&self) -> io::Result<HotResetInfo> {
+        self.fake.hot_reset_info()
+    }
+
+    fn hot_reset(&self, reset: &HotReset<'_>) -> io::Result<()> {
+        self.fake.hot_reset(reset)
     }
 }
 
