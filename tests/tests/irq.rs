@@ -4,7 +4,6 @@
 #![cfg(target_arch = "aarch64")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -228,32 +227,6 @@ fn a_guest_that_sends_messages_although_nothing_takes_them_is_explained() {
     told.expect("slot-1:0", "no-receiver", nobody);
     assert!(told.ask(&["irq", "show"], &["slot-1:0"]).contains("broken"));
     told.end();
-}
-
-/// The line of a disk, on a CPU of its own; then the guest writes to its console, which nobody reads. So the other CPU waits, and with it the event loop when
-/// it has a key for the port.
-#[test]
-fn an_event_loop_that_hangs_is_explained() {
-    let host = host_or_skip!();
-    let scratch = Scratch::new();
-    let path = scratch.file("disk.img", []);
-    // As much as will not be read before the console is full.
-    File::options().write(true).open(&path).unwrap().set_len(8 << 30).unwrap();
-    let disk = format!("path={}", path.display());
-    let guest = Guest::linux(&host).cpus(2).cmdline("pci=nomsi").option("--disk", disk);
-    let mut told = Told::start(&host, "hanging", guest);
-    told.does("for irq in /proc/irq/*/virtio*; do echo 2 >${irq%/*}/smp_affinity; done");
-    told.does("dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null");
-    told.expect("disk-0:intx", "fine", "everything is fine");
-    told.guest.stop_reading();
-    let read = "taskset 2 dd if=/dev/vda of=/dev/null bs=4k iflag=direct 2>/dev/null &";
-    told.guest.send(format!("{read}\ntaskset 1 yes\n"));
-    told.guest.wait_until_full();
-    told.guest.send("a key\n");
-    told.until("disk-0:intx", "eoi-unseen", "the event loop has not looked at it");
-    // Nobody would hear of a polite end.
-    told.guest.signal(Signal::KILL);
-    drop(told.guest.wait());
 }
 
 /// What anybody who speaks HTTP gets.
