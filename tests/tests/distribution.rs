@@ -74,10 +74,11 @@ fn a_socket_to_the_host_gives_back_a_hundred_megabytes() {
     let host = host_or_skip!();
     let Some((disk, initrd)) = debian() else { skip!("there is no disk with Debian on it here") };
     let scratch = Scratch::new();
-    let script = script(
-        &scratch,
-        "until grep -q vsock_virtio /proc/modules; do sleep 0.2; done; echo listening; exec socat VSOCK-LISTEN:5000 PIPE",
-    );
+    // A page at a time: that much fits into a pipe that says that it can be written. More would have socat wait for room that only it can make.
+    let text = "until grep -q vsock_virtio /proc/modules; do sleep 0.2; done
+        echo listening
+        exec socat -b 4096 VSOCK-LISTEN:5000 PIPE";
+    let script = script(&scratch, text);
     let socket = scratch.path().join("guest.sock");
     let mut guest = guest(&host, &disk, &initrd, &script, ",poweroff")
         .option("--vsock", format!("cid=3,socket={}", socket.display()))

@@ -230,6 +230,8 @@ impl EveryDevice<'_> {
             .cpus(2)
             .patience(3)
             .cmdline(cmdline)
+            // Nothing of the kernel's between the characters of a value.
+            .cmdline("loglevel=1")
             .option("--msi", msi)
             .inside(inside)
             .memory(memory)

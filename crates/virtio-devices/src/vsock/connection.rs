@@ -125,7 +125,7 @@ impl Connection {
         scatter: &mut Scatter,
     ) -> Result<Fate, RingError> {
         // A guest that has answered "no room" tells by itself when it has some, as Linux does. Asking it again at once would get the same
-        // answer, again and again, and its programs no chance to make room.
+        // answer, and so on, for as long as its program does not read.
         if self.credit.hear(header.buffer_size, header.forwarded) {
             self.asked = false;
         }
