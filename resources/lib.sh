@@ -9,6 +9,9 @@ cache=${DOORBELL_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/doorbell}
 machine=$(uname -m)
 # shellcheck disable=SC2034
 target=aarch64-unknown-linux-gnu
+# What a kernel that cannot go on says on its console.
+# shellcheck disable=SC2034
+kernel_died='Internal error|Kernel panic|BUG: |Unable to handle'
 
 say() { printf '==> %s\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }

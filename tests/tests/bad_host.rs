@@ -62,16 +62,8 @@ fn no_permission_for_dev_kvm() {
     if fs::metadata("/dev/kvm").unwrap().permissions().mode() & 0o006 != 0 {
         skip!("everybody may use /dev/kvm here");
     }
-    // That user may be locked out of where the program lies: a copy serves.
     let scratch = Scratch::new();
-    for directory in [scratch.path().parent().unwrap(), scratch.path()] {
-        let mut permissions = fs::metadata(directory).unwrap().permissions();
-        permissions.set_mode(permissions.mode() | 0o055);
-        fs::set_permissions(directory, permissions).unwrap();
-    }
-    let copy = scratch.path().join("doorbell");
-    fs::copy(&host.doorbell, &copy).unwrap();
-    let host = Host { doorbell: copy, ..host };
+    let host = Host { doorbell: host.program_for_anybody(&scratch), ..host };
     refused(&guest(&host).user(65534).run(), 3, &["/dev/kvm", "Permission denied", "usermod -aG kvm"]);
 }
 

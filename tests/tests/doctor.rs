@@ -134,15 +134,8 @@ fn a_user_without_rights_is_told_how_to_get_them() {
     if fs::metadata("/dev/kvm").unwrap().permissions().mode() & 0o006 != 0 {
         skip!("everybody may use /dev/kvm here");
     }
-    // That user may be locked out of where the program lies: a copy serves.
     let scratch = Scratch::new();
-    for directory in [scratch.path().parent().unwrap(), scratch.path()] {
-        let mut permissions = fs::metadata(directory).unwrap().permissions();
-        permissions.set_mode(permissions.mode() | 0o055);
-        fs::set_permissions(directory, permissions).unwrap();
-    }
-    let copy = scratch.path().join("doorbell");
-    fs::copy(&host.doorbell, &copy).unwrap();
+    let copy = host.program_for_anybody(&scratch);
     let words = [copy.to_str().unwrap(), "doctor"];
     let end = command(&words, Some(65534));
     end.assert_status(3);

@@ -3,7 +3,11 @@
 
 use std::env;
 use std::fmt;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+
+use super::Scratch;
 
 /// The interrupt controller of the machine that the tests run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,5 +76,21 @@ impl Host {
     #[must_use]
     pub fn is_root(&self) -> bool {
         rustix::process::geteuid().is_root()
+    }
+
+    /// A copy of the program in `scratch`, for a user who may be locked out of where the program lies.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    #[must_use]
+    pub fn program_for_anybody(&self, scratch: &Scratch) -> PathBuf {
+        for directory in [scratch.path().parent().unwrap(), scratch.path()] {
+            let mut permissions = fs::metadata(directory).unwrap().permissions();
+            permissions.set_mode(permissions.mode() | 0o055);
+            fs::set_permissions(directory, permissions).unwrap();
+        }
+        let copy = scratch.path().join("doorbell");
+        fs::copy(&self.doorbell, &copy).unwrap();
+        copy
     }
 }
