@@ -87,6 +87,9 @@ fn what_a_hostile_driver_does_to_a_device_ends_with_its_reset() {
             echo "entropy=$(dd if=/dev/hwrng bs=64 count=1 2>/dev/null | wc -c)"
             exec 3<>/dev/hvc0
             stty -F /dev/hvc0 -echo
+            # The console does not wait for the serial port, whose line above would end after its own.
+            echo serial=quiet
+            read -r line <&3
             echo hvc0=works >&3
             read -r line <&3
             echo "line=$line"
@@ -95,6 +98,8 @@ fn what_a_hostile_driver_does_to_a_device_ends_with_its_reset() {
             attacks(&victims)
         ))
         .start();
+    guest.wait_for("serial=quiet");
+    guest.send("speak\n");
     guest.wait_for("hvc0=works");
     guest.send("typed\n");
     let end = guest.wait();
