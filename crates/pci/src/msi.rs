@@ -79,12 +79,6 @@ impl MsiLayout {
         1 << self.log
     }
 
-    /// Whether each vector has a mask of its own.
-    #[must_use]
-    pub const fn has_masking(&self) -> bool {
-        self.masking
-    }
-
     /// How many bytes the capability has: 10, 14, 20 or 24.
     #[must_use]
     pub const fn capability_length(&self) -> u16 {

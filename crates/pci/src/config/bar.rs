@@ -74,6 +74,9 @@ impl fmt::Display for BarKind {
     }
 }
 
+/// How many registers a type-0 header has for BARs, beside that of the expansion ROM.
+const BARS: u8 = 6;
+
 /// One BAR of a function.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bar {
@@ -86,24 +89,18 @@ pub(crate) struct Bar {
 }
 
 impl Bar {
-    /// Checks a BAR of a function whose header has `count` of them and its ROM BAR at `rom`.
-    pub(crate) fn new(
-        index: BarIndex,
-        kind: BarKind,
-        size: u64,
-        count: u8,
-        rom: u16,
-    ) -> Result<Self, ConfigError> {
+    /// Checks a BAR of a function with a type-0 header. Nothing here has one in a type-1 header.
+    pub(crate) fn new(index: BarIndex, kind: BarKind, size: u64) -> Result<Self, ConfigError> {
         let (min, max) = kind.sizes();
         if !size.is_power_of_two() || !(min..=max).contains(&size) {
             return Err(ConfigError::BarSize { kind, size, min, max });
         }
         let is_rom = index == BarIndex::ROM;
         let registers = if matches!(kind, BarKind::Memory64 { .. }) { 2 } else { 1 };
-        if is_rom != (kind == BarKind::Rom) || !is_rom && index.get() + registers > count {
+        if is_rom != (kind == BarKind::Rom) || !is_rom && index.get() + registers > BARS {
             return Err(ConfigError::BarPlace { bar: index, kind });
         }
-        let register = if is_rom { rom } else { BAR_0 + 4 * u16::from(index.get()) };
+        let register = if is_rom { ROM_BAR } else { BAR_0 + 4 * u16::from(index.get()) };
         Ok(Self { index, kind, size, register })
     }
 
@@ -141,6 +138,3 @@ impl Bar {
         self.kind != BarKind::Rom || registers.dword(self.register) & ROM_ENABLE != 0
     }
 }
-
-// The type-0 header's is the one place where the ROM BAR is at 0x30.
-const _: () = assert!(ROM_BAR == BAR_0 + 0x20);

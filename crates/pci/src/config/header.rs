@@ -21,7 +21,6 @@ pub(crate) const PREFETCHABLE_BASE: u16 = 0x24;
 pub(crate) const PREFETCHABLE_BASE_HIGH: u16 = 0x28;
 pub(crate) const PREFETCHABLE_LIMIT_HIGH: u16 = 0x2c;
 pub(crate) const IO_BASE_HIGH: u16 = 0x30;
-pub(crate) const BRIDGE_ROM_BAR: u16 = 0x38;
 pub(crate) const BRIDGE_CONTROL: u16 = 0x3e;
 
 /// Command register: I/O space decodes.

@@ -15,10 +15,9 @@ pub use self::express::ExpressKind;
 use self::bar::Bar;
 pub(crate) use self::capability::id;
 use self::header::{
-    BRIDGE_ROM_BAR, CACHE_LINE_SIZE, CAPABILITIES, COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE,
-    COMMAND_IO, COMMAND_MEMORY, COMMAND_OTHERS, EXTENDED, FIRST_CAPABILITY, HEADER_TYPE, INTERRUPT_LINE,
-    INTERRUPT_PIN, MULTIFUNCTION, REVISION_ID, ROM_BAR, STANDARD, STATUS_CAPABILITIES, STATUS_ERRORS,
-    STATUS_INTX, SUBSYSTEM_VENDOR_ID, VENDOR_ID,
+    CACHE_LINE_SIZE, CAPABILITIES, COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO,
+    COMMAND_MEMORY, COMMAND_OTHERS, EXTENDED, FIRST_CAPABILITY, HEADER_TYPE, INTERRUPT_LINE, INTERRUPT_PIN,
+    REVISION_ID, STANDARD, STATUS_CAPABILITIES, STATUS_ERRORS, STATUS_INTX, SUBSYSTEM_VENDOR_ID, VENDOR_ID,
 };
 use crate::registers::Registers;
 use crate::{BarIndex, ConfigError, ConfigWrite, DecodedBar, Space};
@@ -99,7 +98,6 @@ pub(crate) enum Header {
 #[derive(Debug, Clone)]
 pub struct ConfigSpace {
     registers: Registers,
-    header: Header,
     bars: Vec<Bar>,
     /// Where the next capability may begin.
     free: u16,
@@ -137,7 +135,6 @@ impl ConfigSpace {
         registers.define(INTERRUPT_LINE, &[0, 0], &[0xff], &[]);
         Self {
             registers,
-            header,
             bars: Vec::new(),
             free: FIRST_CAPABILITY,
             link: CAPABILITIES,
@@ -155,11 +152,7 @@ impl ConfigSpace {
     /// # Errors
     /// [`ConfigError::BarSize`], [`ConfigError::BarPlace`], [`ConfigError::BarTaken`].
     pub fn add_bar(&mut self, index: BarIndex, kind: BarKind, size: u64) -> Result<(), ConfigError> {
-        let (count, rom) = match self.header {
-            Header::Function => (6, ROM_BAR),
-            Header::Bridge => (2, BRIDGE_ROM_BAR),
-        };
-        let bar = Bar::new(index, kind, size, count, rom)?;
+        let bar = Bar::new(index, kind, size)?;
         for other in &self.bars {
             if let Some(taken) = bar.indices().find(|taken| other.indices().contains(taken)) {
                 return Err(ConfigError::BarTaken(BarIndex::new(taken)?));
@@ -180,13 +173,6 @@ impl ConfigSpace {
     /// The function uses this interrupt line.
     pub fn set_interrupt_pin(&mut self, pin: IntxPin) {
         self.registers.define(INTERRUPT_PIN, &[pin as u8], &[], &[]);
-    }
-
-    /// Function 0 says whether software needs to look for others.
-    pub fn set_multifunction(&mut self, others: bool) {
-        let flag = if others { MULTIFUNCTION } else { 0 };
-        let byte = self.registers.byte(HEADER_TYPE) & !MULTIFUNCTION | flag;
-        self.registers.define(HEADER_TYPE, &[byte], &[], &[]);
     }
 
     /// Adds a capability at the end of its list, the standard or the extended one. Returns where it begins.
@@ -309,18 +295,6 @@ impl ConfigSpace {
             })
             .filter(|bar| bar.base != 0)
             .collect()
-    }
-
-    /// The address in a BAR, whether it decodes or not; `None` if the function has no such BAR.
-    #[must_use]
-    pub fn bar_address(&self, index: BarIndex) -> Option<u64> {
-        self.bars.iter().find(|bar| bar.index == index).map(|bar| bar.address(&self.registers))
-    }
-
-    /// The size of a BAR in bytes; `None` if the function has no such BAR.
-    #[must_use]
-    pub fn bar_size(&self, index: BarIndex) -> Option<u64> {
-        self.bars.iter().find(|bar| bar.index == index).map(|bar| bar.size)
     }
 
     /// The device power state: 0 for D0, 3 for D3hot.

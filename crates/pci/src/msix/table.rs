@@ -37,18 +37,6 @@ impl MsixTable {
         Self { entries: vec![Entry::default(); usize::from(vectors)] }
     }
 
-    /// How many entries there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     /// The message of a vector; `None` if there is no such vector.
     #[must_use]
     pub fn message(&self, vector: usize) -> Option<MsiMessage> {

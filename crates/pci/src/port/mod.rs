@@ -124,12 +124,6 @@ impl RootPort {
         self.has_slot
     }
 
-    /// Whether there is a device in the slot, with power or without.
-    #[must_use]
-    pub fn is_occupied(&self) -> bool {
-        lock(&self.state).present
-    }
-
     /// The function at `source`, behind this port, reports an error: the guest's AER driver hears of it, if it wants to.
     pub fn report_error(&self, source: Bdf, severity: ErrorSeverity) {
         let mut state = lock(&self.state);
