@@ -201,6 +201,10 @@ impl HostBridge {
         let mut inside: Vec<Need> = behind.flat_map(|(bdf, _)| self.needs_of(bdf, true)).collect();
         let has_io = self.probe(port, IO_BASE, 0xf0f0) & 0xf0f0 != 0;
         let has_slot = lock(&self.topology).ports.get(&port).is_some_and(|entry| entry.port.has_slot());
+        // Closed until it is known what is in them: as they are after a reset, they forward the first addresses of all.
+        for pool in [Pool::Low, Pool::High].into_iter().chain(has_io.then_some(Pool::Io)) {
+            self.open(port, pool, None);
+        }
         let mut windows = Vec::new();
         for (pool, granule, has) in [
             (Pool::Low, MEMORY_GRANULE, true),
@@ -218,8 +222,6 @@ impl HostBridge {
             let align = here.iter().map(Need::align).max().unwrap_or(granule).max(granule);
             if has && size != 0 {
                 windows.push(Need::Window { port, pool, size, align, inside: here });
-            } else if has {
-                self.open(port, pool, None);
             }
         }
         // What no window of the port can hold goes the same way as what the host bridge has no window for.
@@ -239,9 +241,6 @@ impl HostBridge {
         for need in needs {
             let Some(base) = cursor.take(need.size(), need.align()) else {
                 without(&need, unassigned);
-                if let Need::Window { port, pool, .. } = need {
-                    self.open(port, pool, None);
-                }
                 continue;
             };
             match need {
