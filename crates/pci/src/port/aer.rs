@@ -7,10 +7,8 @@ use crate::Capability;
 use crate::registers::Registers;
 
 // Offsets from the start of the capability.
-const UNCORRECTABLE_STATUS: usize = 0x04;
 const UNCORRECTABLE_MASK: usize = 0x08;
 const UNCORRECTABLE_SEVERITY: usize = 0x0c;
-const CORRECTABLE_STATUS: usize = 0x10;
 const CORRECTABLE_MASK: usize = 0x14;
 const ROOT_COMMAND: u16 = 0x2c;
 const ROOT_STATUS: u16 = 0x30;
@@ -66,8 +64,7 @@ pub(crate) fn capability() -> Capability {
     put(&mut capability.writable, UNCORRECTABLE_SEVERITY, UNCORRECTABLE);
     put(&mut capability.writable, CORRECTABLE_MASK, CORRECTABLE);
     put(&mut capability.writable, ROOT_COMMAND.into(), ROOT_COMMAND_WRITABLE);
-    put(&mut capability.clear, UNCORRECTABLE_STATUS, UNCORRECTABLE);
-    put(&mut capability.clear, CORRECTABLE_STATUS, CORRECTABLE);
+    // The port's own errors never happen, so there are none to clear.
     put(&mut capability.clear, ROOT_STATUS.into(), ROOT_STATUS_EVENTS);
     capability
 }

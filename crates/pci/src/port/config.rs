@@ -9,7 +9,7 @@ use crate::config::express::{
 };
 use crate::config::header::{
     BRIDGE_CONTROL, COMMAND, COMMAND_IO, COMMAND_MEMORY, IO_BASE, IO_BASE_HIGH, MEMORY_BASE,
-    PREFETCHABLE_BASE, PREFETCHABLE_BASE_HIGH, PREFETCHABLE_LIMIT_HIGH, PRIMARY_BUS, STATUS_ERRORS,
+    PREFETCHABLE_BASE, PREFETCHABLE_BASE_HIGH, PREFETCHABLE_LIMIT_HIGH, PRIMARY_BUS,
 };
 use crate::config::{ClassCode, Header};
 use crate::registers::Registers;
@@ -46,8 +46,6 @@ const SLOT_CONTROL_WRITABLE: u16 = 0x17ff & !(1 << 2);
 const ARI_FORWARDING: u16 = 1 << 5;
 /// Root control: which errors become system errors, and PME interrupt enable.
 const ROOT_CONTROL_WRITABLE: u16 = 0xf;
-/// Root status: a PME is pending; cleared by a one.
-const ROOT_STATUS_PME: u16 = 1;
 
 /// Where the capabilities are that the port looks at.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +61,6 @@ pub(crate) fn config_space(config: &PortConfig) -> Result<(ConfigSpace, Places),
     let registers = space.registers_mut();
     registers.allow(COMMAND, COMMAND_MEMORY);
     registers.define(PRIMARY_BUS, &[0; 3], &[0xff; 3], &[]);
-    let secondary_status = (STATUS_ERRORS >> 16) as u16;
     let mut io = [0; 4];
     let mut io_writable = [0; 4];
     if config.io {
@@ -73,8 +70,8 @@ pub(crate) fn config_space(config: &PortConfig) -> Result<(ConfigSpace, Places),
         io_writable[..2].fill(0xf0);
         registers.define(IO_BASE_HIGH, &[0; 4], &[0xff; 4], &[]);
     }
-    let [c0, c1] = secondary_status.to_le_bytes();
-    registers.define(IO_BASE, &io, &io_writable, &[0, 0, c0, c1]);
+    // With the secondary status, whose errors never happen.
+    registers.define(IO_BASE, &io, &io_writable, &[]);
     let window = [0xf0, 0xff, 0xf0, 0xff];
     registers.define(MEMORY_BASE, &[0; 4], &window, &[]);
     // Prefetchable memory has 64-bit addresses.
@@ -101,7 +98,6 @@ fn express(slot: Option<u16>) -> Capability {
         .dword(LINK_CAPABILITIES, u32::from(LINK) | LINK_ACTIVE_REPORTING)
         .word(LINK_CONTROL, 0, LINK_CONTROL_WRITABLE)
         .word(ROOT_CONTROL, 0, ROOT_CONTROL_WRITABLE)
-        .clear(ROOT_CONTROL + 6, ROOT_STATUS_PME)
         .dword(DEVICE_CAPABILITIES_2, ARI_FORWARDING.into())
         .word(DEVICE_CONTROL_2, 0, ARI_FORWARDING)
         .dword(LINK_CAPABILITIES_2, SPEEDS)

@@ -156,7 +156,6 @@ impl RootPort {
     pub(crate) fn insert(&self, hot: bool) {
         let mut state = lock(&self.state);
         state.present = true;
-        state.removing = false;
         self.registers(|registers| {
             let control = self.places.express + SLOT_CONTROL;
             if !hot && self.has_slot {
