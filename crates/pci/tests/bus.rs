@@ -196,6 +196,11 @@ fn a_bar_outside_the_windows_is_refused() {
         let reasons: Vec<Reason> = bus.refused().iter().map(|refusal| refusal.reason).collect();
         assert_eq!(reasons, [Reason::OutsideWindows], "{address:#x}");
     }
+    for inside in [MEMORY_32.start, MEMORY_32.end - 0x1000, MEMORY_64.start, MEMORY_64.end - 0x1000] {
+        bus.set_dword(at, 0x10, inside as u32);
+        bus.set_dword(at, 0x14, (inside >> 32) as u32);
+        assert_eq!((bus.refused(), bus.load(inside + 0xfff)), (vec![], 0x0f), "{inside:#x}");
+    }
     bus.set_dword(at, 0x10, 0);
     bus.set_dword(at, 0x14, 0);
     assert_eq!(bus.refused(), [], "no address is no place");
@@ -377,13 +382,14 @@ fn with_ari_a_device_has_more_functions() {
     let (_, port) = Wires::port(&PortConfig::default());
     let at = bdf("0:2.0");
     bus.add_port(at, port).unwrap();
-    bus.plug(at, vec![(0, Device::new(&[]) as _), (9, Device::new(&[]) as _)]).unwrap();
+    bus.plug(at, [9, 0, 7, 8].map(|number| (number, Device::new(&[]) as _)).into()).unwrap();
     bus.assign();
-    assert_eq!(bus.word(bdf("1:1.1"), 0), 0xffff);
+    let found = |places: [&str; 4]| places.map(|place| bus.word(bdf(place), 0) == 0x1af4);
+    assert_eq!(found(["1:0.0", "1:0.7", "1:1.0", "1:1.1"]), [true, true, false, false]);
     let express = bus.capability(at, 0x10);
     assert_ne!(bus.dword(at, express + 0x24) & 1 << 5, 0);
     bus.set_word(at, express + 0x28, 1 << 5);
-    assert_eq!(bus.word(bdf("1:1.1"), 0), 0x1af4);
+    assert_eq!(found(["1:0.0", "1:0.7", "1:1.0", "1:1.1"]), [true; 4]);
 }
 
 #[test]
@@ -398,6 +404,7 @@ fn what_cannot_be_put_on_the_bus_is_refused() {
     assert_eq!(bus.plug(at, vec![]), Err(BusError::Functions(at)));
     assert_eq!(bus.plug(at, vec![(1, device())]), Err(BusError::Functions(at)));
     assert_eq!(bus.plug(at, vec![(0, device()), (0, device())]), Err(BusError::Functions(at)));
+    assert_eq!(bus.plug(at, [1, 0, 1].map(|number| (number, device())).into()), Err(BusError::Functions(at)));
     assert_eq!(bus.remove(at).map(drop), Err(BusError::Empty(at)));
     bus.plug(at, vec![(0, device())]).unwrap();
     assert_eq!(bus.plug(at, vec![(0, device())]), Err(BusError::Occupied(at)));
@@ -409,7 +416,18 @@ fn what_cannot_be_put_on_the_bus_is_refused() {
 #[test]
 fn windows_that_cannot_be_are_refused() {
     let good = host_config();
-    let cases: [(HostConfig, &str); 8] = [
+    let expected = vec![ECAM..ECAM + (256 << 20), MEMORY_32, MEMORY_64, IO.base..IO.base + IO.size];
+    assert_eq!(HostBridge::new(good.clone()).unwrap().regions(), expected);
+    // Next to each other is not over each other.
+    for base in [MEMORY_32.start - IO.size, MEMORY_32.end] {
+        let io = Some(IoWindow { base, ..IO });
+        assert!(HostBridge::new(HostConfig { io, ..good.clone() }).is_ok(), "{base:#x}");
+    }
+    let cases: [(HostConfig, &str); 9] = [
+        (
+            HostConfig { io: Some(IoWindow { base: 0x100_0000_0000, size: 0x1_0000_1000 }), ..good.clone() },
+            "the I/O window at 0x10000000000..0x10100001000: there are 4 GiB of ports at most",
+        ),
         (HostConfig { buses: 0, ..good.clone() }, "0 buses: a host bridge has 1 to 256"),
         (HostConfig { buses: 257, ..good.clone() }, "257 buses: a host bridge has 1 to 256"),
         (
