@@ -130,6 +130,18 @@ impl Slot {
         self.command(INDICATOR, INDICATOR_ON);
     }
 
+    /// How the guest has turned the power on and off since the last look.
+    fn powered(&self) -> Vec<bool> {
+        let mut events = self.events.lock().unwrap();
+        let power = events.extract_if(.., |event| matches!(event, BusEvent::SlotPower { .. }));
+        power
+            .map(|event| match event {
+                BusEvent::SlotPower { port, on } if port == self.port => on,
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
     fn removed(&self) -> usize {
         let mut events = self.events.lock().unwrap();
         let removed = events.iter().filter(|event| matches!(event, BusEvent::Removed { .. })).count();
@@ -196,8 +208,9 @@ fn a_guest_that_cycles_the_power_keeps_its_device() {
     device.take();
     slot.command(POWER_OFF | INDICATOR, POWER_OFF | INDICATOR_OFF);
     assert_eq!(device.take(), [Seen::Reset]);
-    assert_eq!((slot.status() & PRESENT, slot.removed()), (PRESENT, 0));
+    assert_eq!((slot.status() & PRESENT, slot.powered(), slot.removed()), (PRESENT, vec![false], 0));
     slot.power_on();
+    assert_eq!(slot.powered(), [true]);
     // Asked for while it is off anyway: there is nobody to wait for.
     slot.command(POWER_OFF | INDICATOR, POWER_OFF | INDICATOR_OFF);
     slot.bus.request_removal(slot.port).unwrap();
@@ -230,9 +243,19 @@ fn a_device_that_is_torn_out_is_missed_at_once() {
     assert_eq!(slot.bus.remove(slot.port).map(drop), Err(BusError::Empty(slot.port)));
     assert_eq!(slot.bus.request_removal(slot.port), Err(BusError::Empty(slot.port)));
     // Another one in a slot that still has power: the link comes up by itself.
-    slot.bus.plug(slot.port, functions.into_iter().map(|function| (0, function)).collect()).unwrap();
+    let plug = |functions: Vec<Arc<dyn PciFunction>>| {
+        slot.bus.plug(slot.port, functions.into_iter().map(|function| (0, function)).collect()).unwrap();
+    };
+    plug(functions);
     assert_eq!(slot.interrupted_by(), BUTTON | PRESENCE_CHANGED | LINK_CHANGED);
     assert_eq!(slot.bus.word(BEHIND, 0), 0x1af4);
+    // That the first one of two was asked for does not take the second one out.
+    slot.bus.request_removal(slot.port).unwrap();
+    let functions = slot.bus.remove(slot.port).unwrap();
+    plug(functions);
+    slot.acknowledge();
+    slot.command(POWER_OFF | INDICATOR, POWER_OFF | INDICATOR_OFF);
+    assert_eq!((slot.status() & PRESENT, slot.removed()), (PRESENT, 0));
 }
 
 #[test]
@@ -250,6 +273,39 @@ fn a_message_is_sent_when_a_reason_comes_and_not_again_while_there_is_one() {
     assert_eq!(slot.wires.messages(), 0);
     slot.set_control(0x11, 1);
     assert_eq!(slot.wires.messages(), 1);
+}
+
+/// Section 6.7.3.4.
+#[test]
+fn each_event_interrupts_where_it_and_the_interrupt_are_enabled() {
+    const INTERRUPT: u16 = 0x20;
+    const ALL: u16 = 0x1000 | 0x10 | 8 | 1;
+    type Act = fn(&Slot);
+    let acts: [(&str, u16, u16, bool, Act); 4] = [
+        ("button", 1, BUTTON, true, |slot| slot.bus.request_removal(slot.port).unwrap()),
+        ("presence", 8, PRESENCE_CHANGED, false, |slot| drop(slot.bus.remove(slot.port).unwrap())),
+        ("command", 0x10, COMMAND_COMPLETED, true, |slot| slot.set_control(0, 0)),
+        ("link", 0x1000, LINK_CHANGED, true, |slot| {
+            slot.bus.set_word(slot.port, slot.express + LINK_CONTROL, 0x10);
+        }),
+    ];
+    for (what, enable, event, power, act) in acts {
+        for (control, messages) in [
+            (enable | INTERRUPT, 1),
+            (ALL | INTERRUPT, 1),
+            (ALL & !enable | INTERRUPT, 0),
+            (INTERRUPT, 0),
+            (enable, 0),
+            (ALL, 0),
+        ] {
+            let slot = Slot::new(true, Some(device()));
+            slot.set_control(0x1000 | 0x3f | POWER_OFF, control | if power { 0 } else { POWER_OFF });
+            slot.acknowledge();
+            act(&slot);
+            let told = slot.wires.messages();
+            assert_eq!((slot.status() & !PRESENT, told), (event, messages), "{what}: {control:#x}");
+        }
+    }
 }
 
 #[test]
@@ -296,6 +352,13 @@ fn a_reset_of_the_machine_leaves_the_device_in_its_slot() {
     assert_eq!(slot.bus.dword(slot.port, 0x18), 0, "bus numbers are gone");
     slot.set_control(POWER_OFF | INDICATOR, POWER_OFF | INDICATOR_OFF);
     assert_eq!(slot.removed(), 0, "the request is, too");
+    // An empty slot is empty, and what it had to say is gone.
+    let slot = Slot::new(false, None);
+    slot.set_control(0x13ff, NOTIFY);
+    assert!(slot.wires.line());
+    slot.bus.reset();
+    assert_eq!((slot.control() & 0x17ff, slot.status()), (POWER_OFF | INDICATOR_OFF | 0xc0, 0));
+    assert!(!slot.link_is_up() && !slot.wires.line());
 }
 
 #[test]
@@ -325,4 +388,16 @@ fn an_error_of_a_device_interrupts_if_the_guest_wants_to_know() {
     port.report_error(bdf("2:0.3"), ErrorSeverity::Correctable);
     assert_eq!((slot.bus.dword(at, status), slot.bus.dword(at, source)), (0x55, 0x0200_0203));
     assert_eq!(wires.messages(), 1);
+    // Each severity has its enable.
+    for (severity, enable) in
+        [(ErrorSeverity::Correctable, 1), (ErrorSeverity::NonFatal, 2), (ErrorSeverity::Fatal, 4)]
+    {
+        for enabled in 0..8 {
+            slot.bus.set_dword(at, status, 0x7f);
+            slot.bus.set_dword(at, command, enabled);
+            wires.messages();
+            port.report_error(function, severity);
+            assert_eq!(wires.messages(), u32::from(enabled & enable != 0), "{severity:?}, {enabled}");
+        }
+    }
 }
