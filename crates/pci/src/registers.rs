@@ -179,10 +179,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_defined_again_is_only_what_was_defined_last() {
+        let mut registers = Registers::default();
+        registers.define(0, &[0x11, 0x22, 0x33, 0x44], &[0xff; 4], &[]);
+        registers.define(1, &[0x80], &[], &[0x80]);
+        assert_eq!(registers.dword(0), 0x4433_8011);
+        assert_eq!(registers.write(0, &[0xff; 4]).after, 0xffff_00ff);
+        registers.reset();
+        assert_eq!(registers.dword(0), 0x4433_8011);
+    }
+
+    #[test]
     fn what_is_not_defined_reads_zero_and_takes_nothing() {
         let mut registers = Registers::default();
         let write = registers.write(0xffc, &[1, 2, 3, 4]);
         assert_eq!((write.before, write.after, write.written), (0, 0, 0x0403_0201));
+        assert!(!registers.is_defined(0));
         let mut data = [0xff; 4];
         registers.read(0xffff, &mut data);
         assert_eq!(data, [0; 4]);

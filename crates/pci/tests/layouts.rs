@@ -17,6 +17,20 @@ fn hex(text: &str) -> Vec<u8> {
     digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect()
 }
 
+#[test]
+fn each_bit_of_a_capability_is_written_as_it_was_made() {
+    let mut space = ConfigSpace::new(IDENTITY);
+    let capability =
+        Capability::vendor_specific(&[0xff, 0xff, 0xff]).writable(3..5, 0x0f).write_1_to_clear(4..9, 0xf0);
+    let at = space.add_capability(&capability).unwrap();
+    space.write(at, &[0; 4]);
+    space.write(at + 4, &[0; 2]);
+    assert_eq!(space.bytes(at + 3..at + 6), [0xf0, 0xf0, 0xff]);
+    space.write(at, &[0xff; 4]);
+    space.write(at + 4, &[0xff; 2]);
+    assert_eq!(space.bytes(at + 2..at + 6), [6, 0xff, 0x0f, 0x0f]);
+}
+
 /// What software finds after it has written ones to each dword, one at a time from a fresh start: the bits it can set. Bits that are constant show
 /// up too, as on hardware.
 fn all_ones(space: &ConfigSpace, range: std::ops::Range<u16>) -> Vec<u8> {
@@ -222,8 +236,15 @@ fn a_root_port() {
         (0x38, 0),
         (0x3c, 0x0043_00ff),
         (0x50, 0x0000_00d3),
+        // Slot control; and that the command has completed.
+        (0x58, 0x0010_17fb),
+        (0x5c, 0x0000_000f),
         (0x68, 0x0000_0020),
+        (0x104, 0),
         (0x108, 0x007f_f030),
+        (0x10c, 0x007f_f030),
+        (0x110, 0),
+        (0x114, 0x0000_f1c1),
         (0x12c, 0x0000_0007),
         (0x13c, 0x001f_0000),
     ] {
@@ -247,7 +268,11 @@ fn a_root_port() {
     plain.read_config(0x1c, &mut io);
     assert_eq!(io, [0; 2], "software sees that there is no I/O window");
     assert!(!plain.has_slot());
+    let mut flags = [0; 2];
+    plain.read_config(0x42, &mut flags);
+    assert_eq!(flags, [0x42, 0], "version 2, root port, no slot");
     let mut slot = [0xff; 8];
+    plain.write_config(0x58, &[0xff; 4]);
     plain.read_config(0x54, &mut slot[..4]);
     plain.read_config(0x58, &mut slot[4..]);
     assert_eq!(slot, [0, 0, 0, 0, 0, 0, 0x40, 0], "no slot, and something present");
@@ -289,6 +314,9 @@ fn bars_that_cannot_be_are_refused() {
     let mut space = ConfigSpace::new(IDENTITY);
     space.add_bar(bar(2), wide, 0x1000).unwrap();
     assert_eq!(space.add_bar(bar(3), MEMORY, 0x1000), Err(ConfigError::BarTaken(bar(3))));
+    // The last registers are as good as the others.
+    space.clone().add_bar(bar(4), wide, 0x1000).unwrap();
+    space.add_bar(bar(5), MEMORY, 0x1000).unwrap();
 }
 
 #[test]
@@ -317,6 +345,10 @@ fn a_rom_decodes_when_it_is_enabled_itself() {
     space.write(0x30, &[1]);
     let rom = DecodedBar { bar: BarIndex::ROM, space: Space::Memory, base: 0x2000_0000, size: 0x1000 };
     assert_eq!(space.decoded(), [rom]);
+    // In the order of their indices, whichever was added first.
+    space.add_bar(bar(1), MEMORY, 0x1000).unwrap();
+    space.write(0x14, &[0, 0, 0, 0x30]);
+    assert_eq!(space.decoded(), [DecodedBar { bar: bar(1), base: 0x3000_0000, ..rom }, rom]);
 }
 
 #[test]
@@ -327,10 +359,19 @@ fn a_state_that_the_function_does_not_have_is_not_taken() {
     space.write(0x10, &[0, 0, 0, 0x20]);
     space.write(4, &[2, 0]);
     for (written, state) in [(1, 0), (2, 0), (3, 3), (1, 3), (0, 0)] {
-        space.write(at, &[written]);
-        assert_eq!(space.power_state(), state, "{written}");
+        let write = space.write(at, &[written]);
+        assert_eq!((space.power_state(), write.after & 3), (state, state.into()), "{written}");
         assert_eq!(space.decoded().len(), usize::from(state == 0), "in D3hot nothing decodes");
     }
+}
+
+#[test]
+fn a_function_may_send_requests_when_software_lets_it() {
+    let mut space = ConfigSpace::new(IDENTITY);
+    assert!(!space.bus_master());
+    let write = space.write(4, &[4, 4]);
+    assert_eq!((space.bus_master(), write.changed()), (true, 0x404));
+    assert_eq!((space.write(4, &[3, 4]).changed(), space.bus_master()), (4, false));
 }
 
 #[test]
@@ -356,7 +397,13 @@ fn a_reset_undoes_what_software_and_the_function_have_changed() {
     space.write(0x10, &[0xff; 4]);
     space.set(at + 0x0a, &[0x0f]);
     space.set(0xffe, &[1, 2, 3]);
+    space.set(at + 0x3c, &[1]);
     assert_eq!(space.bytes(0xffe..0x1000), [0, 0], "what is not there stays away");
+    assert_eq!(space.bytes(at + 0x3c..at + 0x3d), [0], "right behind the last of it, too");
+    // The status register: an error, and the bit that there are capabilities.
+    space.set(7, &[0x80]);
+    space.write(6, &[0xff, 0xff]);
+    assert_eq!(space.bytes(6..8), [0x10, 0], "an error is cleared by a one");
     space.write(at + 0x0a, &[0x05]);
     assert_eq!(space.bytes(at + 0x0a..at + 0x0b), [0x0a], "cleared by ones");
     let reset = space.write(at + 9, &[0x80]);

@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use common::{IDENTITY, Recorder, bar};
 use irq_types::MsiMessage;
@@ -59,6 +59,14 @@ fn a_write_to_the_table_is_one_call() {
     msix.read_table(0x10, &mut entry);
     assert_eq!(entry, [0x40, 0, 8, 8, 0, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0]);
     assert_eq!(msix.vector(1), Some((message(0x0808_0040, 7), true)));
+    msix.write_table(0x1c, &[0; 4]);
+    assert_eq!((sink.take(), msix.vector(1).unwrap().1), (vec![vec![Mask(1, false)]], false));
+    // Behind the table, and at the end of all addresses, there are zeros.
+    for offset in [0x30, u64::MAX - 3] {
+        let mut behind = [0xee; 8];
+        msix.read_table(offset, &mut behind);
+        assert_eq!(behind, [0; 8]);
+    }
     assert_eq!(msix.vector(3), None);
     msix.reset();
     assert_eq!((sink.take(), msix.vector(1)), (vec![vec![Reset]], Some((message(0, 0), true))));
@@ -101,8 +109,72 @@ fn the_pending_bit_array_is_the_sinks_and_has_no_bits_beyond_the_vectors() {
     let mut part = [0; 4];
     msix.read_pending(6, &mut part);
     assert_eq!(part, [0, 0x80, 0x3f, 0]);
-    msix.read_pending(u64::MAX - 2, &mut part);
-    assert_eq!(part[..3], [0; 3]);
+    let mut end = [0xee; 4];
+    msix.read_pending(u64::MAX - 2, &mut end);
+    assert_eq!(end, [0; 4]);
+    for (vectors, words) in [(1, [1, 0]), (63, [u64::MAX >> 1, 0]), (64, [u64::MAX, 0]), (65, [u64::MAX, 1])]
+    {
+        let (sink, msix) = self::msix(vectors);
+        *sink.pending.lock().unwrap() = vec![u64::MAX; 2];
+        let mut array = [0; 16];
+        msix.read_pending(0, &mut array);
+        assert_eq!(array.as_chunks().0, words.map(u64::to_le_bytes), "{vectors} vectors");
+    }
+}
+
+/// A sink that looks whether its capability is enabled while it is told of a change.
+#[derive(Default)]
+struct Asking {
+    msi: OnceLock<Weak<Msi>>,
+    msix: OnceLock<Weak<Msix>>,
+    enabled: Mutex<Vec<bool>>,
+}
+
+impl VectorSink for Asking {
+    fn apply(&self, _: &[VectorChange]) {
+        let msi = self.msi.get().and_then(Weak::upgrade).map(|msi| msi.is_enabled());
+        let msix = self.msix.get().and_then(Weak::upgrade).map(|msix| msix.is_enabled());
+        self.enabled.lock().unwrap().extend(msi.or(msix));
+    }
+
+    fn pending_word(&self, _: usize) -> u64 {
+        0
+    }
+}
+
+/// A device that asks, and then raises a vector, must not find the sink closed already or still.
+#[test]
+fn a_capability_is_enabled_only_while_its_sink_is() {
+    let sink = Arc::new(Asking::default());
+    let msi = Arc::new(Msi::new(MsiLayout::new(1).unwrap(), sink.clone()));
+    sink.msi.set(Arc::downgrade(&msi)).unwrap();
+    let mut after = Vec::new();
+    for control in [1, 0, 1] {
+        msi.write_capability(2, &[control]);
+        after.push(msi.is_enabled());
+    }
+    msi.reset();
+    after.push(msi.is_enabled());
+    assert_eq!(
+        (after, sink.enabled.lock().unwrap().clone()),
+        (vec![true, false, true, false], vec![false; 4])
+    );
+
+    let sink = Arc::new(Asking::default());
+    let layout = MsixLayout::new(1, (bar(0), 0), (bar(0), 0x8000)).unwrap();
+    let msix = Arc::new(Msix::new(layout, sink.clone()));
+    sink.msix.set(Arc::downgrade(&msix)).unwrap();
+    let mut after = Vec::new();
+    for control in [0x80, 0, 0x80] {
+        msix.write_capability(3, &[control]);
+        after.push(msix.is_enabled());
+    }
+    msix.reset();
+    after.push(msix.is_enabled());
+    assert_eq!(
+        (after, sink.enabled.lock().unwrap().clone()),
+        (vec![true, false, true, false], vec![false; 4])
+    );
 }
 
 #[test]
@@ -194,6 +266,7 @@ fn an_endpoint_joins_them() {
     assert!(endpoint.read_msix(bar(1), 0x80c, &mut byte) && byte == [1]);
     assert!(!endpoint.read_msix(bar(1), 0x820, &mut byte), "between table and pending bits");
     endpoint.reset();
+    assert!(!endpoint.msix_enabled() && !endpoint.msi_enabled());
     assert_eq!(many.take(), [[Reset]]);
     assert_eq!((dword(0x40), dword(0x58)), (0x0180_5805, 0x0001_0011));
 }
