@@ -125,7 +125,9 @@ proptest! {
                 bus.plug(at(FIRST_PORT + n), functions).unwrap();
             }
         }
-        let named: Vec<(Bdf, u8)> = bus.assign().iter().map(|none| (none.bdf, none.bar.get())).collect();
+        let unassigned = bus.assign();
+        prop_assert!(unassigned.iter().all(|none| none.space == Space::Io));
+        let named: Vec<(Bdf, u8)> = unassigned.iter().map(|none| (none.bdf, none.bar.get())).collect();
 
         for (bdf, bars, has_io) in &all {
             prop_assert_eq!(bus.word(*bdf, 4), if bdf.bus() == 0 { 0x544 } else { 0 });
@@ -188,4 +190,16 @@ proptest! {
             prop_assert!(fits, "{first:#x}..={last:#x}");
         }
     }
+}
+
+#[test]
+fn ports_without_a_bus_to_give_them_lead_nowhere() {
+    let bus = HostBridge::new(HostConfig { buses: 2, ..host_config() }).unwrap();
+    for port in ["0:1.0", "0:2.0"] {
+        bus.add_port(bdf(port), Wires::port(&PortConfig::default()).1).unwrap();
+        bus.plug(bdf(port), vec![(0, Device::new(&[]) as _)]).unwrap();
+    }
+    bus.assign();
+    assert_eq!([bdf("0:1.0"), bdf("0:2.0")].map(|port| bus.dword(port, 0x18)), [0x0001_0100, 0]);
+    assert_eq!(bus.functions().len(), 3);
 }

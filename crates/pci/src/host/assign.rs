@@ -182,7 +182,8 @@ impl HostBridge {
             } else {
                 (u64::from(low & !0xf) | 0xffff_ffff_0000_0000, Pool::Low)
             };
-            if low & !0xf != 0 || wide && high != 0 || pool == Pool::Io && low & !3 != 0 {
+            // I/O BARs, too, have address bits from bit 8 on.
+            if low & !0xf != 0 || wide && high != 0 {
                 needs.extend(need(bdf, n, register, wide, mask, pool));
             }
             n += 1 + u8::from(wide);
@@ -211,10 +212,9 @@ impl HostBridge {
             (Pool::High, MEMORY_GRANULE, self.config.memory64.is_some()),
             (Pool::Io, IO_GRANULE, has_io),
         ] {
-            let (mut here, rest): (Vec<Need>, Vec<Need>) =
+            let (here, rest): (Vec<Need>, Vec<Need>) =
                 inside.into_iter().partition(|need| has && need.pool() == pool);
             inside = rest;
-            sort(&mut here);
             let used = here.iter().map(Need::size).fold(0, u64::saturating_add);
             let spare = if has_slot && pool != Pool::Io { SPARE } else { 0 };
             let spare = if has_slot && pool == Pool::Io { IO_GRANULE } else { spare };
