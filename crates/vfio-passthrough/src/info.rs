@@ -3,7 +3,7 @@
 
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_AMBA, VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_PLATFORM, VFIO_DEVICE_FLAGS_RESET,
-    VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_INFO_NORESIZE,
+    VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_NORESIZE,
     VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, VFIO_REGION_INFO_CAP_SPARSE_MMAP, VFIO_REGION_INFO_FLAG_CAPS,
     VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
 };
@@ -172,12 +172,6 @@ impl IrqInfo {
         self.flags & VFIO_IRQ_INFO_EVENTFD != 0
     }
 
-    /// Whether it can be masked and unmasked.
-    #[must_use]
-    pub const fn maskable(&self) -> bool {
-        self.flags & VFIO_IRQ_INFO_MASKABLE != 0
-    }
-
     /// How the device signals: an index that the host masks by itself when it fires is a level, since it would fire for ever otherwise;
     /// any other is an edge (Linux 6.12, `drivers/vfio/platform/vfio_platform_irq.c`, `vfio_platform_irq_init`).
     #[must_use]
@@ -195,6 +189,7 @@ impl IrqInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vfio_bindings::bindings::vfio::VFIO_IRQ_INFO_MASKABLE;
 
     fn region(words: &[u32]) -> Vec<u8> {
         words.iter().flat_map(|w| w.to_ne_bytes()).collect()

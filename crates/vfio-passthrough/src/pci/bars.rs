@@ -131,11 +131,6 @@ impl Placed {
         self.bars.clear();
     }
 
-    /// Where BARs are now.
-    pub(crate) fn bars(&self) -> impl Iterator<Item = DecodedBar> + '_ {
-        self.bars.iter().map(|placed| placed.at)
-    }
-
     /// Puts the BARs where `wanted` says. Those that stay are not touched. What cannot be mapped is trapped.
     pub(crate) fn update(
         &mut self,

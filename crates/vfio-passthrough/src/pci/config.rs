@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ::pci::{ClassCode, ConfigSpace, DecodedBar, Identity, IntxPin};
+use ::pci::{ConfigSpace, DecodedBar, Identity, IntxPin};
 
 use super::bars::Bar;
 use super::capabilities::{self, id};
@@ -14,10 +14,8 @@ use crate::info::RegionInfo;
 
 // The type-0 header (PCI Express base specification 6.0, section 7.5.1).
 const COMMAND: u16 = 0x04;
-const CLASS: u16 = 0x08;
 const HEADER_TYPE: u16 = 0x0e;
 const BARS: std::ops::Range<u16> = 0x10..0x28;
-const SUBSYSTEM: u16 = 0x2c;
 const ROM: u16 = 0x30;
 const INTERRUPT: u16 = 0x3c;
 const MULTIFUNCTION: u8 = 1 << 7;
@@ -129,19 +127,11 @@ impl Config {
         choices: &Choices,
     ) -> Result<Self, String> {
         let byte = |at: u16| snapshot.get(usize::from(at)).copied().unwrap_or(0);
-        let half = |at: u16| u16::from_le_bytes([byte(at), byte(at + 1)]);
         if byte(HEADER_TYPE) & !MULTIFUNCTION != 0 {
             return Err("it is a bridge".to_owned());
         }
-        let class = ClassCode { base: byte(CLASS + 3), sub: byte(CLASS + 2), interface: byte(CLASS + 1) };
-        let mut header = ConfigSpace::new(Identity {
-            vendor: half(0),
-            device: half(2),
-            revision: byte(CLASS),
-            class,
-            subsystem_vendor: half(SUBSYSTEM),
-            subsystem: half(SUBSYSTEM + 2),
-        });
+        // What it is by name and class is read from the device.
+        let mut header = ConfigSpace::new(Identity::default());
         for bar in bars {
             header
                 .add_bar(bar.index, bar.kind, bar.size)

@@ -199,12 +199,6 @@ impl VfioPciFunction {
         self.bars.iter().flat_map(|bar| bar.mapped().map(|(offset, len)| (bar.index, offset, len))).collect()
     }
 
-    /// Where its BARs are now.
-    #[must_use]
-    pub fn placed_bars(&self) -> Vec<DecodedBar> {
-        self.lock_placed().bars().collect()
-    }
-
     /// Lets the other devices of its address space reach its BARs, where the IOMMU can do that. Done whenever the guest places BARs; once more by who
     /// opens another device later. What cannot be is [`PciEvent::HiddenFromPeers`].
     pub fn show_to_peers(&self) {
