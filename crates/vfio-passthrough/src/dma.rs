@@ -74,7 +74,7 @@ pub struct DmaSpace {
 struct State {
     /// The names of the devices that are open.
     devices: Vec<String>,
-    /// In the order in which it was mapped.
+    /// In the order in which it was mapped. Without a device it is what could not be unmapped.
     mapped: Vec<(u64, DmaMemory)>,
 }
 
@@ -97,6 +97,7 @@ impl Drop for Member {
         }
         // Still under the lock: a device that comes now finds either the old container with all mappings or an empty one with none.
         drop(self.attachment.take());
+        self.space.forget_with_the_container(&mut state);
     }
 }
 
@@ -125,6 +126,7 @@ impl DmaSpace {
             // The device is closed before the memory is taken from it; what the failing step had mapped it has unmapped.
             drop(raw);
             drop(attachment);
+            self.forget_with_the_container(&mut state);
             return Err(e);
         }
         state.devices.push(device.name().to_owned());
@@ -158,6 +160,9 @@ impl DmaSpace {
         }
         let memory = DmaMemory::of_guest(&self.memory).map_err(|e| self.cannot_map(device, e))?;
         for (iova, memory) in memory {
+            if state.mapped.iter().any(|(mapped, _)| *mapped == iova) {
+                continue;
+            }
             if let Err(e) = self.iommu.map(iova, &memory) {
                 self.unmap_all(state);
                 return Err(self.cannot_map(device, e));
@@ -168,9 +173,20 @@ impl DmaSpace {
     }
 
     fn unmap_all(&self, state: &mut State) {
+        // If it fails, the space's end does it; meanwhile the pages stay pinned, and so nobody else's.
+        let mut left = Vec::new();
         while let Some((iova, memory)) = state.mapped.pop() {
-            // If it fails, the space's end does it; meanwhile the pages stay pinned, and so nobody else's.
-            let _ = self.iommu.unmap(iova, memory.bytes());
+            if self.iommu.unmap(iova, memory.bytes()).is_err() {
+                left.push((iova, memory));
+            }
+        }
+        state.mapped = left;
+    }
+
+    /// A container has no mappings any more when its last group has left it.
+    fn forget_with_the_container(&self, state: &mut State) {
+        if state.devices.is_empty() && self.kind() == IommuKind::Legacy {
+            state.mapped.clear();
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use common::*;
 use irq_types::TriggerMode;
-use pci::{BarIndex, PciFunction};
+use pci::PciFunction;
 use vfio_passthrough::fake::{FakeDevice, FakeIrq, FakeRegion};
 use vfio_passthrough::iommu::IommuKind;
 use vfio_passthrough::pci::{InterruptMode, Notice, PciEvent, VfioPciFunction};
@@ -20,47 +20,14 @@ use vfio_passthrough::{
     RegionInfo, ResamplePath,
 };
 
-fn config32(function: &VfioPciFunction, at: u16) -> u32 {
-    let mut bytes = [0; 4];
-    function.read_config(at, &mut bytes);
-    u32::from_le_bytes(bytes)
-}
-
-fn set_config(function: &VfioPciFunction, at: u16, bytes: &[u8]) {
-    function.write_config(at, bytes);
-    // What the bus does after each write.
-    function.placed(&function.decoded());
-}
-
-fn bar0() -> BarIndex {
-    BarIndex::new(0).unwrap()
-}
-
-/// The guest's driver programs a vector and unmasks it.
-fn program(function: &VfioPciFunction, table: u64, vector: u64, event: u32) {
-    let entry = table + 16 * vector;
-    function.write_bar(bar0(), entry, &TRANSLATER.to_le_bytes());
-    function.write_bar(bar0(), entry + 8, &event.to_le_bytes());
-}
-
-fn mask(function: &VfioPciFunction, table: u64, vector: u64, masked: bool) {
-    function.write_bar(bar0(), table + 16 * vector + 12, &u32::from(masked).to_le_bytes());
-}
-
-const COMMAND: u16 = 4;
-const MSIX_CONTROL: u16 = MSIX + 2;
-const ENABLE: [u8; 2] = [0, 0x80];
-const ENABLE_MASKED: [u8; 2] = [0, 0xc0];
-
-fn enable_memory(function: &VfioPciFunction) {
-    set_config(function, 0x10, &0x2000_0000_u32.to_le_bytes());
-    set_config(function, 0x14, &[0; 4]);
-    set_config(function, COMMAND, &[6, 0]);
-}
-
+/// A container forgets its mappings with its last group, an address space of iommufd's does not.
 #[test]
 fn guest_memory_is_mapped_once_for_two_devices_and_unmapped_after_the_last() {
-    let rig = Rig::new();
+    [IommuKind::Legacy, IommuKind::Iommufd].into_iter().for_each(mapped_once_and_unmapped);
+}
+
+fn mapped_once_and_unmapped(kind: IommuKind) {
+    let rig = Rig::by(kind);
     rig.iommu.add(PCI_NAME, Nvme::default().device(&rig));
     rig.iommu.add(PLATFORM_NAME, pl031(&rig));
     let first = rig.space.open(&rig.pci_name()).unwrap();
@@ -71,6 +38,10 @@ fn guest_memory_is_mapped_once_for_two_devices_and_unmapped_after_the_last() {
     drop(first);
     assert_eq!(rig.iommu.mapped(), memory);
     drop(second);
+    assert_eq!((rig.iommu.mapped(), rig.iommu.attached()), (vec![], 0));
+    // A step that fails leaves nothing.
+    rig.faults.fail(vfio_passthrough::fake::Call::MapDma, 2, libc::EIO);
+    assert!(rig.space.open(&rig.pci_name()).is_err());
     assert_eq!((rig.iommu.mapped(), rig.iommu.attached()), (vec![], 0));
     // And again: what a device that is unplugged and plugged needs.
     let again = rig.space.open(&rig.pci_name()).unwrap();
@@ -168,6 +139,7 @@ fn a_platform_devices_registers_are_mapped_and_its_level_interrupt_comes_back() 
 
     drop(device);
     assert!(fake.is_quiet() && !rig.line_is_high(16));
+    assert_eq!(fake.left_behind(), 0);
     assert_eq!((rig.slots.list(), rig.vm.live().irqfds), (vec![], 0));
 }
 
@@ -295,7 +267,9 @@ fn an_edge_interrupt_of_any_index_needs_no_way_back() {
     device.load(0, 4, &mut read);
     assert_eq!((read, fake.contents(0, 4, 4).unwrap()), ([1, 2, 3, 4], vec![1, 2, 3, 4]));
     device.load(0, 0x1e, &mut read);
-    assert_eq!((read, device.refused().reads), ([0xff; 4], 1), "beyond its end");
+    device.store(0, 0x1e, &read);
+    let refused = device.refused();
+    assert_eq!((read, refused.reads, refused.writes), ([0xff; 4], 1, 1), "beyond its end");
 }
 
 #[test]
@@ -418,6 +392,7 @@ fn vectors_are_allocated_as_the_guest_uses_them() {
         assert_eq!((fake.enabled(2), fake.enabled(0)), ((0, vec![]), (1, vec![0])));
         drop(function);
         assert!(fake.is_quiet());
+        assert_eq!(fake.left_behind(), 0);
         assert_eq!(rig.vm.live().irqfds, 0);
         assert!(rig.events.lock().unwrap().is_empty(), "{:?}", rig.events);
     }
@@ -461,7 +436,13 @@ fn each_vector_of_multiple_msi_has_its_own_message() {
         assert!(fake.send(1, vector as usize).unwrap());
         assert_eq!(rig.raised(8 + vector), 1);
     }
-    // Fewer: enabled anew with as many.
+    // Fewer, while it is enabled: anew with as many, since VFIO cannot change their number.
+    set_config(&function, MSI + 2, &[0x11, 0]);
+    assert_eq!(fake.enabled(1), (2, vec![0, 1]));
+    assert!(fake.send(1, 1).unwrap() && !fake.send(1, 2).unwrap());
+    assert_eq!((rig.raised(9), rig.raised(10)), (2, 1));
+    set_config(&function, MSI + 2, &[0x31, 0]);
+    assert_eq!(fake.enabled(1), (4, vec![0, 1, 2, 3]), "as many as there are, at most");
     set_config(&function, MSI + 2, &[0, 0]);
     set_config(&function, MSI + 2, &[0x01, 0]);
     assert_eq!(fake.enabled(1), (1, vec![0]));
@@ -476,9 +457,10 @@ fn the_line_goes_to_messages_and_back_without_being_stuck() {
     let function = rig.function(&fake, Some(rig.line(4))).unwrap();
     for round in 0..4 {
         fake.set_level(0, true).unwrap();
-        assert!(rig.line_is_high(4), "round {round}");
+        assert!(rig.line_is_high(4) && fake.has_unmask(0), "round {round}");
         set_config(&function, MSIX_CONTROL, &ENABLE);
         assert!(!rig.line_is_high(4), "a function with MSI-X does not drive its line");
+        assert!(!fake.has_unmask(0), "nor does an EOI on it unmask anything");
         set_config(&function, MSIX_CONTROL, &[0, 0]);
         assert!(rig.line_is_high(4), "it still wants attention");
         fake.set_level(0, false).unwrap();
@@ -518,8 +500,12 @@ fn a_reset_leaves_nothing_of_the_guests() {
         assert_eq!((fake.contents(7, 4, 2).unwrap(), fake.resets()), (vec![3, 0], resets));
     };
     set_up();
+    // In D3, from which the reset brings it back.
+    set_config(&function, PM + 4, &[3]);
+    set_config(&function, MSI + 4, &[0, 0, 9, 8]);
     function.reset();
     check(1);
+    assert_eq!(config32(&function, MSI + 4), 0);
     set_up();
     // A function level reset is the device's own doing, whichever of the capabilities that have one it is asked of.
     set_config(&function, EXPRESS + 8, &[0, 0x80]);

@@ -66,6 +66,8 @@ struct Resets {
     by_bus: u64,
     /// Resets while something triggered something.
     disturbed: u64,
+    /// What was set up when it was closed.
+    left_behind: usize,
 }
 
 #[derive(Debug, Default)]
@@ -169,17 +171,6 @@ impl FakeDevice {
         }
     }
 
-    /// The device's own side writes to a region.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn set_contents(&self, region: usize, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        match self.regions.get(region) {
-            Some((_, Some(file))) => file.write_all_at(bytes, offset),
-            _ => Err(einval()),
-        }
-    }
-
     /// The device sends a message. Returns whether anybody hears it.
     ///
     /// # Errors
@@ -265,6 +256,12 @@ impl FakeDevice {
         self.lock_resets().disturbed
     }
 
+    /// How many interrupts were still set up when it was closed, which only the kernel has taken apart.
+    #[must_use]
+    pub fn left_behind(&self) -> usize {
+        self.lock_resets().left_behind
+    }
+
     fn lock_resets(&self) -> MutexGuard<'_, Resets> {
         self.resets.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -284,7 +281,10 @@ impl FakeDevice {
 
     /// What closing the last descriptor does.
     pub(crate) fn close(&self) {
-        for irq in self.irqs().iter_mut() {
+        let mut irqs = self.irqs();
+        let left = irqs.iter().filter(|irq| irq.allocated > 0 || irq.unmask.is_some()).count();
+        self.lock_resets().left_behind += left;
+        for irq in irqs.iter_mut() {
             *irq = Irq { info: irq.info, ..Irq::default() };
         }
     }

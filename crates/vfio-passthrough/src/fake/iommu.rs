@@ -32,8 +32,9 @@ struct State {
     next: u32,
 }
 
-/// An attached device. The last one that goes takes the mappings with it, as a container's last group does.
+/// An attached device. The last one that goes takes the mappings with it where a container's last group does; an address space of iommufd's keeps them.
 struct Attached {
+    kind: IommuKind,
     state: Arc<Mutex<State>>,
     device: FakeDevice,
 }
@@ -54,7 +55,7 @@ impl Drop for Attached {
             }
         }
         state.attached -= 1;
-        if state.attached == 0 {
+        if state.attached == 0 && self.kind == IommuKind::Legacy {
             state.mapped.clear();
         }
     }
@@ -131,7 +132,7 @@ impl Iommu for FakeIommu {
         }
         state.attached += 1;
         let attached: Box<dyn Any + Send + Sync> =
-            Box::new(Attached { state: Arc::clone(&self.state), device: fake.clone() });
+            Box::new(Attached { kind: self.kind, state: Arc::clone(&self.state), device: fake.clone() });
         Ok((Box::new(fake), attached))
     }
 

@@ -16,6 +16,7 @@ use irq_types::{DeviceId, EventId, Lpi, MsiMessage, Spi, TriggerMode};
 use irqchip::fake::{FakeHost, FakeVm, Interrupt};
 use irqchip::{AttrValue, CreateDevice, DeviceKind, IrqchipReady, arm};
 use irqfd::Wiring;
+use pci::{BarIndex, PciFunction};
 use vfio_passthrough::fake::{Call, FakeDevice, FakeIommu, FakeIrq, FakeRegion, Faults};
 use vfio_passthrough::host::{HostDevice, Sysfs};
 use vfio_passthrough::iommu::IommuKind;
@@ -198,7 +199,6 @@ impl Rig {
         device: &FakeDevice,
         line: Option<Arc<GsiHandle>>,
     ) -> Result<Arc<VfioPciFunction>, Error> {
-        use pci::PciFunction;
         self.iommu.add(host.name(), device.clone());
         let open: Arc<Device> = self.space.open(host)?;
         let function = VfioPciFunction::new(open, self.options(line, ResamplePath::Kernel))?;
@@ -278,10 +278,15 @@ impl Nvme {
 
     pub fn device(&self, rig: &Rig) -> FakeDevice {
         let bar = FakeRegion { contents: vec![0x5a; 0x4000], mappable: true, sparse: None };
+        self.device_of(rig, self.config(), bar, FakeRegion::default())
+    }
+
+    /// The same with another configuration space, another BAR 0, another ROM.
+    pub fn device_of(&self, rig: &Rig, config: Vec<u8>, bar: FakeRegion, rom: FakeRegion) -> FakeDevice {
         let ports = FakeRegion { contents: vec![0x11; 32], ..FakeRegion::default() };
         let none = FakeRegion::default;
-        let config = FakeRegion { contents: self.config(), ..FakeRegion::default() };
-        let regions = vec![bar, none(), ports, none(), none(), none(), none(), config];
+        let config = FakeRegion { contents: config, ..FakeRegion::default() };
+        let regions = vec![bar, none(), ports, none(), none(), none(), rom, config];
         let msix = FakeIrq { count: self.vectors.into(), level: false, can_grow: self.can_grow };
         let one = FakeIrq { count: 1, ..FakeIrq::default() };
         let irqs =
@@ -300,4 +305,42 @@ pub fn pl031(rig: &Rig) -> FakeDevice {
 /// The message of an event.
 pub fn message(event: u32) -> MsiMessage {
     MsiMessage { address: TRANSLATER, data: event }
+}
+
+pub fn config32(function: &VfioPciFunction, at: u16) -> u32 {
+    let mut bytes = [0; 4];
+    function.read_config(at, &mut bytes);
+    u32::from_le_bytes(bytes)
+}
+
+pub fn set_config(function: &VfioPciFunction, at: u16, bytes: &[u8]) {
+    function.write_config(at, bytes);
+    // What the bus does after each write.
+    function.placed(&function.decoded());
+}
+
+pub fn bar0() -> BarIndex {
+    BarIndex::new(0).unwrap()
+}
+
+/// The guest's driver programs a vector and unmasks it.
+pub fn program(function: &VfioPciFunction, table: u64, vector: u64, event: u32) {
+    let entry = table + 16 * vector;
+    function.write_bar(bar0(), entry, &TRANSLATER.to_le_bytes());
+    function.write_bar(bar0(), entry + 8, &event.to_le_bytes());
+}
+
+pub fn mask(function: &VfioPciFunction, table: u64, vector: u64, masked: bool) {
+    function.write_bar(bar0(), table + 16 * vector + 12, &u32::from(masked).to_le_bytes());
+}
+
+pub const COMMAND: u16 = 4;
+pub const MSIX_CONTROL: u16 = MSIX + 2;
+pub const ENABLE: [u8; 2] = [0, 0x80];
+pub const ENABLE_MASKED: [u8; 2] = [0, 0xc0];
+
+pub fn enable_memory(function: &VfioPciFunction) {
+    set_config(function, 0x10, &0x2000_0000_u32.to_le_bytes());
+    set_config(function, 0x14, &[0; 4]);
+    set_config(function, COMMAND, &[6, 0]);
 }
