@@ -318,6 +318,16 @@ mod tests {
     }
 
     #[test]
+    fn each_kind_counts_from_its_own_zero() {
+        let (sgi, ppi) = (Sgi::new(7).unwrap(), Ppi::new(11).unwrap());
+        let (spi, lpi) = (Spi::new(7).unwrap(), Lpi::new(8200).unwrap());
+        assert_eq!([sgi.get(), ppi.get(), spi.get(), lpi.get()], [7, 11, 7, 8200]);
+        let intids = [sgi.intid(), ppi.intid(), spi.intid(), lpi.intid()];
+        assert_eq!(intids.map(Intid::get), [7, 27, 39, 8200]);
+        assert_eq!((spi.pin(), Spi::from_pin(Pin::new(7))), (Pin::new(7), Ok(spi)));
+    }
+
+    #[test]
     fn irq_line_numbers_are_those_of_the_kernel_documentation() {
         let spi = |n| Spi::new(n).unwrap().kvm_irq_line();
         assert_eq!(spi(0), 0x0100_0020);
