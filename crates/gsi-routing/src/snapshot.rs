@@ -90,3 +90,31 @@ impl Diff {
         self.added.is_empty() && self.removed.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use irq_types::{IrqchipPin, Pin};
+
+    use super::*;
+    use crate::Target;
+
+    #[test]
+    fn a_diff_has_what_only_one_of_the_tables_has() {
+        let pin = |irqchip| IrqchipPin { irqchip, pin: Pin::new(0) };
+        let entry = |gsi, irqchip| Entry { gsi: Gsi::new(gsi), target: Target::Line(pin(irqchip)) };
+        let all = [entry(1, 0), entry(1, 1), entry(2, 0), entry(3, 0)];
+        let tables: Vec<Snapshot> = (0..1 << all.len())
+            .map(|set| (0..).zip(all).filter(|(n, _)| set >> n & 1 != 0).map(|(_, entry)| entry).collect())
+            .map(|entries| Snapshot::new(0, Table::new(entries)))
+            .collect();
+        let only = |a: &Snapshot, b: &Snapshot| -> Vec<Entry> {
+            a.iter().filter(|entry| !b.table().entries().contains(entry)).copied().collect()
+        };
+        for old in &tables {
+            for new in &tables {
+                let want = Diff { added: only(new, old), removed: only(old, new) };
+                assert_eq!(old.diff(new), want, "{old:?} {new:?}");
+            }
+        }
+    }
+}

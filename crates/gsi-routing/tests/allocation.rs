@@ -28,6 +28,7 @@ fn the_lowest_free_gsi_is_given() {
     let b = router.allocate().unwrap();
     let c = router.allocate().unwrap();
     assert_eq!([&a, &b, &c].map(|h| h.gsi().get()), [64, 65, 66]);
+    assert!(b.targets().is_empty());
     drop(b);
     assert_eq!(router.allocate().unwrap().gsi().get(), 65, "without a route it is free at once");
 }
@@ -136,6 +137,36 @@ fn a_reserved_range_is_given_by_number_only() {
     drop(range);
     assert_eq!(router.allocate().unwrap().gsi().get(), 64);
     assert_eq!(handle.gsi().get(), 66, "an owner outlives the range");
+}
+
+#[test]
+fn a_reserved_gsi_is_counted_while_nobody_has_it() {
+    let (_vm, router) = arm(64);
+    let range = router.reserve_range(64..68).unwrap();
+    let reserved = || (router.usage().reserved, router.usage().withdrawn);
+    assert_eq!(reserved(), (4, 0));
+    let handle = range.claim(Gsi::new(66)).unwrap();
+    assert_eq!(reserved(), (3, 0));
+    let mut transaction = router.transaction();
+    transaction.set_msi(&handle, msi(0), device(0)).unwrap();
+    transaction.commit().unwrap();
+    drop(handle);
+    assert_eq!(reserved(), (3, 1));
+    router.flush().unwrap();
+    assert_eq!(reserved(), (4, 0));
+    drop(range);
+    assert_eq!(reserved(), (0, 0));
+}
+
+#[test]
+fn beside_a_reserved_range_a_budget_gets_gsis_whose_routes_are_still_there() {
+    let (_vm, router) = arm(32);
+    let gone: Vec<_> = (0..4).map(|event| router.add_msi(msi(event), device(0)).unwrap()).collect();
+    drop(gone);
+    let budget = router.reserve_budget(4).unwrap();
+    let _range = router.reserve_range(36..4096).unwrap();
+    let vectors: Vec<_> = (0..4).map(|_| budget.allocate().unwrap()).collect();
+    assert_eq!(vectors.iter().map(|vector| vector.gsi().get()).collect::<Vec<_>>(), [32, 33, 34, 35]);
 }
 
 #[test]

@@ -43,6 +43,8 @@ fn a_vm_without_a_table_or_without_an_answer_is_refused() {
         let error = Router::new(vm.clone(), &*vm, &vm.ready(64), &models::ARM_GIC).unwrap_err();
         assert_eq!(error, Error::NoTable { model: "GIC", needed: 64, limit });
     }
+    let lines_alone = CountingVm::new(64, true);
+    Router::new(lines_alone.clone(), &*lines_alone, &lines_alone.ready(64), &models::ARM_GIC).unwrap();
     let (vm, ready) = arm_vm(64, true);
     for occurrence in 0..2 {
         vm.inject(Fault::next(Call::CheckCapability, Errno::EINVAL).after(occurrence));
@@ -253,6 +255,7 @@ fn a_new_sender_costs_no_call_where_the_kernel_is_not_told() {
     transaction.set_msi(&vector, msi(0), device(1)).unwrap();
     let commit = transaction.commit().unwrap();
     assert_eq!((commit.installed, commit.generation, vm.total_calls()), (false, generation + 1, 0));
+    assert_eq!(router.counters().skipped, 1);
     assert_eq!(vector.targets(), Targets::Msi { message: msi(0), device_id: device(1) });
 }
 
