@@ -4,8 +4,6 @@ use std::fmt;
 
 use irqchip::{CreateDevice, DeviceKind, Error};
 
-use crate::GicVersion;
-
 /// What interrupt controllers a host's KVM can give to a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct HostGic {
@@ -30,15 +28,6 @@ impl HostGic {
     /// The same, of anybody who can answer.
     pub(crate) fn ask<E>(host: &mut dyn FnMut(DeviceKind) -> Result<bool, E>) -> Result<Self, E> {
         Ok(Self { v2: host(DeviceKind::GicV2)?, v3: host(DeviceKind::GicV3)?, its: host(DeviceKind::Its)? })
-    }
-
-    /// Whether it has a GIC of this version for guests.
-    #[must_use]
-    pub const fn has(self, version: GicVersion) -> bool {
-        match version {
-            GicVersion::V2 => self.v2,
-            GicVersion::V3 => self.v3,
-        }
     }
 }
 

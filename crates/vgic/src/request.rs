@@ -160,13 +160,10 @@ impl GicRequest {
             let host = HostGic::ask(host).map_err(ConfigError::Probe)?;
             return Err(ConfigError::Vcpus { version, vcpus: self.vcpus, max, host });
         }
-        let wired = blocks_of_spis(self.spis, self.spis)?;
+        let wired = blocks_of_spis(self.spis)?;
         let msi = self.decide_msi(version, wired, host)?;
         let total = match msi {
-            MsiConfig::V2m { spis } => {
-                let asked = wired.saturating_add(spis.count());
-                blocks_of_spis(asked, asked)?
-            }
+            MsiConfig::V2m { spis } => blocks_of_spis(wired.saturating_add(spis.count()))?,
             MsiConfig::Its { .. } | MsiConfig::None => wired,
         };
         Ok(GicConfig::new(version, self.vcpus, total, msi))
@@ -232,10 +229,10 @@ impl GicRequest {
     }
 }
 
-/// `n` SPIs in whole blocks, at least one.
-fn blocks_of_spis(n: u32, asked: u32) -> Result<u32, ConfigError> {
-    if n > MAX_SPIS {
+/// `asked` SPIs in whole blocks, at least one.
+fn blocks_of_spis(asked: u32) -> Result<u32, ConfigError> {
+    if asked > MAX_SPIS {
         return Err(ConfigError::Spis { asked, max: MAX_SPIS });
     }
-    Ok(n.max(1).next_multiple_of(SPI_BLOCK))
+    Ok(asked.max(1).next_multiple_of(SPI_BLOCK))
 }

@@ -296,3 +296,17 @@ fn registers_can_be_looked_at_and_say_which_redistributor_is_whose() {
     assert!(gic.read_its(0, 0x8).unwrap().is_ok());
     assert!(gic.read_its(1, 0x8).is_none());
 }
+
+#[test]
+fn saving_an_its_s_tables_is_one_call_and_only_for_an_its_that_is_there() {
+    let vm = FakeHost::arm64_gicv3().vm();
+    let gic = bring_up(&vm, GicRequest::default()).unwrap();
+    vm.forget_calls();
+    assert_eq!(gic.save_its_tables(0), Some(Ok(())));
+    assert_eq!(gic.save_its_tables(1), None);
+    let calls: Vec<_> = vm.calls().into_iter().filter_map(|call| call.operation).collect();
+    let (kind, attr) = (DeviceKind::Its, arm::CTRL_ITS_SAVE_TABLES);
+    assert_eq!(calls, [Operation::SetAttr { kind, attr, value: AttrValue::None }]);
+    vm.inject(Fault::next(Call::SetAttr, Errno::EACCES));
+    assert_eq!(gic.save_its_tables(0).unwrap().unwrap_err().errno, Errno::EACCES);
+}

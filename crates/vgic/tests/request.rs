@@ -89,7 +89,12 @@ fn refusals_say_what_the_host_has_and_what_to_do() {
         ),
         (("auto", "auto", 0, BOTH), "a GICv3 serves 1 to 512 vCPUs, not 0"),
         (("auto", "auto", 513, BOTH), "a GICv3 serves 1 to 512 vCPUs, not 513"),
+        (
+            ("v2", "auto", 512, V2),
+            "a GICv2 serves 1 to 8 vCPUs, not 512 (a GICv3 serves 512, but this host's KVM offers GICv2 only)",
+        ),
         (("v2", "auto", 513, V2), "a GICv2 serves 1 to 8 vCPUs, not 513"),
+        (("v2", "auto", 0, V2), "a GICv2 serves 1 to 8 vCPUs, not 0"),
     ];
     for ((version, msi, vcpus, host), text) in table {
         let error = resolve(version, msi, vcpus, host).unwrap_err();
