@@ -155,16 +155,22 @@ fn when_gsis_run_out_masked_vectors_give_theirs_up_and_the_last_one_gets_a_clear
 
 #[test]
 fn a_budget_is_spent_before_what_is_everybodys() {
-    let rig = Rig::arm_with(&FakeHost { routing_limit: 232, ..FakeHost::arm64_gicv3() });
-    let budget = rig.wiring.router().reserve_budget(4).unwrap();
-    let promised = VectorGroup::with_budget(rig.wiring.clone(), NIC, 4, budget);
-    let greedy = rig.group(DISK, 8);
-    program_all(&greedy);
-    let fit = (0..8).filter(|&n| greedy.unmask(n).is_ok()).count();
-    assert_eq!(fit, 4);
-    program_all(&promised);
-    for n in 0..4 {
-        promised.unmask(n).unwrap();
+    for greedy_first in [true, false] {
+        let rig = Rig::arm_with(&FakeHost { routing_limit: 232, ..FakeHost::arm64_gicv3() });
+        let budget = rig.wiring.router().reserve_budget(4).unwrap();
+        let promised = VectorGroup::with_budget(rig.wiring.clone(), NIC, 4, budget);
+        let greedy = rig.group(DISK, 8);
+        let served = |group: &VectorGroup| {
+            program_all(group);
+            (0..group.len()).filter(|&n| group.unmask(n).is_ok()).count()
+        };
+        let counts = if greedy_first {
+            (served(&greedy), served(&promised))
+        } else {
+            let first = served(&promised);
+            (served(&greedy), first)
+        };
+        assert_eq!(counts, (4, 4), "greedy first: {greedy_first}");
     }
 }
 
@@ -227,6 +233,9 @@ fn growing_adds_masked_vectors_and_shrinking_gives_back_what_they_had() {
     group.resize(4).unwrap();
     assert_eq!(gone.eventfd().unwrap_err(), Error::Gone);
     assert!(!group.vector(3).unwrap().is_pending());
+    assert!(!group.is_empty());
+    group.resize(0).unwrap();
+    assert!(group.is_empty());
 }
 
 #[test]

@@ -287,6 +287,18 @@ fn what_is_handed_over_is_not_touched_here_until_it_is_taken_back() {
     assert!(rig.vm.line_is_high(spi));
 }
 
+#[test]
+fn an_eoi_that_the_new_owner_has_seen_is_forgotten_once() {
+    let rig = Rig::arm();
+    let (trigger, _) = rig.level(3);
+    signal(trigger.hand_over().trigger).unwrap();
+    assert!(guest_handles_one(&rig));
+    assert!(trigger.state().unwrap().resample_due);
+    assert!(trigger.forget_eoi().unwrap());
+    assert!(!trigger.state().unwrap().resample_due);
+    assert!(!trigger.forget_eoi().unwrap(), "there is no other");
+}
+
 /// A device that is slow to answer: somebody hands its line over while it is asked.
 struct HandedOverMeanwhile {
     asked: mpsc::SyncSender<()>,
