@@ -269,9 +269,13 @@ fn the_guest_reads_the_serial_number_and_the_geometry() {
     let directory = Directory::new();
     let path = directory.raw("serial.img", 2048);
     let options = BlockOptions { serial: "WD-40".to_owned(), queues: 3, ..BlockOptions::new(path) };
-    let mut disk = Disk::new(&options);
+    let block = Block::open(&options).unwrap();
+    let counters = block.counters();
+    let mut disk = Disk::of(block, !(1 << 30));
     let data = disk.data;
     assert_eq!(disk.request(GET_ID, 0, &[(data, 20, true)]), (OK, 21));
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!((count(&counters.reads), count(&counters.bytes_read), count(&counters.others)), (0, 0, 1));
     assert_eq!(disk.get(20), b"WD-40\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
     assert_eq!(disk.request(GET_ID, 0, &[(data, 3, true)]), (OK, 4), "as much as there is room for");
     // Section 5.2.4: offset, width, value.

@@ -65,6 +65,8 @@ enum Kind {
     Flush,
     Discard,
     WriteZeroes,
+    /// Answered without the image.
+    Other,
 }
 
 /// How a range is made to read as zeroes; each is tried when the one before is not to be had.
@@ -95,8 +97,9 @@ pub(super) struct Operation {
     buffers: Buffers,
     /// Where in the image what remains of the buffers belongs.
     offset: u64,
-    /// Bytes that the driver wanted to read, and got.
-    wanted: u64,
+    /// Bytes that the driver has room for in front of the status.
+    room: u64,
+    /// Bytes that were moved, from or to the guest.
     got: u64,
     /// What is left to discard or to zero, the next one last.
     ranges: Vec<Range>,
@@ -117,7 +120,7 @@ impl Operation {
             kind: Kind::Flush,
             buffers: Buffers::new(memory),
             offset: 0,
-            wanted: 0,
+            room: 0,
             got: 0,
             ranges: Vec::new(),
             durable: false,
@@ -167,7 +170,7 @@ impl Operation {
         self.status = last.address.unchecked_add(u64::from(last.length) - 1);
         self.buffers.clear();
         self.ranges.clear();
-        (self.wanted, self.got) = (0, 0);
+        (self.room, self.got) = (u64::from(chain.writable_len() - 1), 0);
         (self.durable, self.syncing, self.bouncing) = (durable, false, false);
         self.align = geometry.align;
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
@@ -194,8 +197,7 @@ impl Operation {
             VIRTIO_BLK_T_GET_ID => {
                 let room = usize::try_from(chain.writable_len() - 1).unwrap_or(SERIAL).min(SERIAL);
                 let serial = geometry.serial.get(..room).unwrap_or_default();
-                self.kind = Kind::Read;
-                self.wanted = u64::from(chain.writable_len() - 1);
+                self.kind = Kind::Other;
                 self.got = chain.write(memory, 0, serial)? as u64;
                 Ok(Parsed::Done(Status::Ok))
             }
@@ -207,7 +209,10 @@ impl Operation {
                 self.kind = Kind::WriteZeroes;
                 self.ranges(chain, memory, geometry)
             }
-            _ => Ok(Parsed::Done(Status::Unsupported)),
+            _ => {
+                self.kind = Kind::Other;
+                Ok(Parsed::Done(Status::Unsupported))
+            }
         }
     }
 
@@ -237,9 +242,6 @@ impl Operation {
             }
             skip = skip.saturating_sub(segment.length);
             left -= here;
-        }
-        if self.kind == Kind::Read {
-            self.wanted = u64::from(length);
         }
         Ok(self.begin())
     }
@@ -305,7 +307,7 @@ impl Operation {
                 Some(&Range { length, zeroing: Zeroing::Write, .. }) => self.buffers.zeroes(length),
                 _ => true,
             },
-            Kind::Flush | Kind::Discard => true,
+            Kind::Flush | Kind::Discard | Kind::Other => true,
         };
         if ready { Progress::Again } else { Progress::Done(Status::IoError) }
     }
@@ -317,7 +319,7 @@ impl Operation {
         }
         match self.kind {
             Kind::Read | Kind::Write => self.finish_transfer(result),
-            Kind::Discard | Kind::WriteZeroes | Kind::Flush => self.finish_range(result),
+            Kind::Discard | Kind::WriteZeroes | Kind::Flush | Kind::Other => self.finish_range(result),
         }
     }
 
@@ -386,13 +388,9 @@ impl Operation {
         self.buffers.release();
         let outside = RingError::OutOfMemory { address: self.status.raw_value(), length: 1 };
         memory.write_obj(status.byte(), self.status).map_err(|_| outside)?;
+        let filled = if self.kind == Kind::Write { 0 } else { self.got };
         // The status is behind the data: it counts only if all of that was written.
-        let reads = self.kind == Kind::Read;
-        let written = match status {
-            _ if !reads => 1,
-            Status::Ok if self.got == self.wanted => self.wanted + 1,
-            _ => self.got,
-        };
+        let written = if filled == self.room { self.room + 1 } else { filled };
         Ok(u32::try_from(written).unwrap_or(u32::MAX))
     }
 }

@@ -140,6 +140,40 @@ fn a_transfer_goes_on_until_it_is_done_or_fails() {
     }
 }
 
+/// What was done before has nothing to do with it: a request is used again for request after request.
+#[test]
+fn what_needs_no_image_is_no_read_and_its_length_is_what_was_written() {
+    let mut rig = Rig::new(1);
+    rig.geometry.serial[..2].copy_from_slice(b"ab");
+    let data = |length| [segment(DATA_AT, length)];
+    let table: [(&str, u32, &[Segment], Status, u32); 6] = [
+        ("a serial number", VIRTIO_BLK_T_GET_ID, &data(20), Status::Ok, 21),
+        ("a part of it", VIRTIO_BLK_T_GET_ID, &data(3), Status::Ok, 4),
+        ("more room than it has", VIRTIO_BLK_T_GET_ID, &data(32), Status::Ok, 20),
+        ("an unknown request", 77, &[], Status::Unsupported, 1),
+        ("an unknown request with room for data", 77, &data(512), Status::Unsupported, 0),
+        ("a read beyond the end", VIRTIO_BLK_T_IN, &data(512), Status::IoError, 0),
+    ];
+    for (what, kind, writable, expected, written) in table {
+        for before in [VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_FLUSH] {
+            let moves = if before == VIRTIO_BLK_T_FLUSH { vec![] } else { data(512).to_vec() };
+            rig.parse(before, 0, &moves, false);
+            rig.run(&[Ok(512)]);
+            let mut header = kind.to_le_bytes().to_vec();
+            header.extend([0; 4]);
+            header.extend((1_u64 << 40).to_le_bytes());
+            rig.memory.write_slice(&header, GuestAddress(HEADER_AT)).unwrap();
+            let writable = [writable, &[segment(STATUS_AT, 1)]].concat();
+            let chain = Chain::of(7, &[segment(HEADER_AT, HEADER)], &writable);
+            let parsed = rig.operation.parse(&chain, &rig.memory, &rig.geometry, false).unwrap();
+            assert_eq!(parsed, Parsed::Done(expected), "{what}");
+            let counted = (rig.operation.is_read(), rig.operation.is_write());
+            assert_eq!(counted, (kind == VIRTIO_BLK_T_IN, false), "{what}");
+            assert_eq!(rig.operation.answer(&rig.memory, expected).unwrap(), written, "{what}");
+        }
+    }
+}
+
 #[test]
 fn flushes_and_write_through_wait_for_stable_storage() {
     let mut rig = Rig::new(1);

@@ -124,8 +124,12 @@ impl Disk {
     }
 
     pub fn with_features(options: &BlockOptions, features: u64) -> Self {
+        Self::of(open(options), features)
+    }
+
+    pub fn of(block: Block, features: u64) -> Self {
         let machine = Machine::new();
-        let mut driver = Driver::new(&machine, open(options), true);
+        let mut driver = Driver::new(&machine, block, true);
         let queues = driver
             .probe(features & 0xff_ffff | features & super::driver::EVENT_IDX | super::driver::INDIRECT_DESC);
         let page = driver.pages(0x1_0000);
