@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use irq_types::Bdf;
 use irqchip::{IoAddress, IoeventBinder, IoeventSpec};
 use irqfd::{Doorbell, IoEvent, LevelLine, VectorGroup, Wiring};
-use pci::{BarIndex, ConfigWrite, DecodedBar, Endpoint, IntxPin, PciFunction};
+use pci::{BarIndex, DecodedBar, Endpoint, IntxPin, PciFunction};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
@@ -338,15 +338,6 @@ impl VirtioPciFunction {
     fn is_window(&self, offset: u16) -> bool {
         (self.window_at()..self.window_at() + 4).contains(&offset)
     }
-
-    fn after_config_write(&self, write: &ConfigWrite) {
-        let (disabled, reset) =
-            self.endpoint.with_config(|config| (config.intx_disabled(), config.asks_for_reset(write)));
-        self.signals.set_intx_disabled(disabled);
-        if reset {
-            self.reset();
-        }
-    }
 }
 
 /// Which structure of the BAR an access is in, and where in it. Accesses across a boundary are in none.
@@ -387,8 +378,9 @@ impl PciFunction for VirtioPciFunction {
             }
             return;
         }
-        let write = self.endpoint.write(offset, data);
-        self.after_config_write(&write);
+        self.endpoint.write(offset, data);
+        let disabled = self.endpoint.with_config(|config| config.intx_disabled());
+        self.signals.set_intx_disabled(disabled);
     }
 
     fn decoded(&self) -> Vec<DecodedBar> {
