@@ -304,12 +304,6 @@ impl Ring {
         &self.notify
     }
 
-    /// What the device notifies the driver with.
-    #[must_use]
-    pub fn queue_interrupt(&self) -> &QueueInterrupt {
-        &self.interrupt
-    }
-
     /// Takes the next chain that the driver has made available, if there is one: reads all of its descriptors, once, and checks them.
     ///
     /// # Errors
@@ -482,5 +476,70 @@ impl Ring {
     /// [`RingError::Used`].
     pub fn enable_notifications(&mut self) -> Result<bool, RingError> {
         self.queue.enable_notification(&self.memory).map_err(|_| RingError::Used)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "tests")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SIZE: usize = 0x4000;
+
+    /// Segments of `lengths`, each behind the last with a gap of one byte.
+    fn segments(start: u64, lengths: &[u32]) -> Vec<Segment> {
+        let mut at = start;
+        let segment = |&length: &u32| {
+            let address = GuestAddress(at);
+            at += u64::from(length) + 1;
+            Segment { address, length }
+        };
+        lengths.iter().map(segment).collect()
+    }
+
+    proptest! {
+        /// Whatever the buffers are, they are one row of bytes, of which any part can be read, written, or handed on.
+        #[test]
+        fn a_chain_is_its_bytes_in_a_row(
+            readable in prop::collection::vec(1_u32..40, 0..6),
+            writable in prop::collection::vec(1_u32..40, 0..6),
+            offset in 0_u32..130,
+            length in 0_usize..130,
+        ) {
+            let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), SIZE)]).unwrap();
+            let fresh: Vec<u8> = (0..SIZE).map(|at| (at % 251) as u8).collect();
+            memory.write_slice(&fresh, GuestAddress(0)).unwrap();
+            let chain = Chain::of(0, &segments(0x100, &readable), &segments(0x2000, &writable));
+            let places = |segments: Vec<Segment>| -> Vec<usize> {
+                let of = |segment: Segment| (segment.address.0..).take(segment.length as usize);
+                segments.into_iter().flat_map(of).map(|at| usize::try_from(at).unwrap()).collect()
+            };
+            let rest = |segments: &[Segment]| places(segments.to_vec()).split_off(
+                (offset as usize).min(segments.iter().map(|segment| segment.length as usize).sum())
+            );
+            let (readable, writable) = (rest(chain.readable()), rest(chain.writable()));
+            prop_assert_eq!(&places(chain.readable_from(offset).collect()), &readable);
+            prop_assert_eq!(&places(chain.writable_from(offset).collect()), &writable);
+            prop_assert!(chain.readable_from(offset).chain(chain.writable_from(offset)).all(|part| part.length > 0));
+
+            let mut data = vec![0xff; length];
+            let got = chain.read(&memory, offset, &mut data).unwrap();
+            let expected: Vec<u8> = readable.iter().take(length).map(|&at| fresh[at]).collect();
+            prop_assert_eq!((got, &data[..got]), (expected.len(), &expected[..]));
+            prop_assert!(data[got..].iter().all(|&byte| byte == 0xff));
+
+            let new: Vec<u8> = (0..length).map(|at| 0x80 | at as u8).collect();
+            let put = chain.write(&memory, offset, &new).unwrap();
+            prop_assert_eq!(put, writable.len().min(length));
+            let mut expected = fresh.clone();
+            for (&at, &byte) in writable.iter().zip(&new) {
+                expected[at] = byte;
+            }
+            let mut now = vec![0; SIZE];
+            memory.read_slice(&mut now, GuestAddress(0)).unwrap();
+            prop_assert!(now == expected);
+        }
     }
 }

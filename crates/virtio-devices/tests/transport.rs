@@ -78,7 +78,10 @@ fn each_queue_is_notified_without_an_exit_and_interrupts_on_its_own_vector() {
     let mut driver = Driver::new(&machine, Echo::new(3), true);
     for features in [ALL, FEATURE] {
         let mut queues = driver.probe(features);
-        assert!(driver.function.state().notified_in_kernel);
+        let state = driver.function.state();
+        assert!(state.notified_in_kernel && state.is_running());
+        assert_eq!(state.queues, [64; 3]);
+        let before = state.interrupts;
         for (index, queue) in queues.iter_mut().enumerate() {
             let before = machine.raised(index as u32 + 1);
             round_trip(&mut driver, queue, b"how are you?");
@@ -86,6 +89,10 @@ fn each_queue_is_notified_without_an_exit_and_interrupts_on_its_own_vector() {
             assert_eq!(queue.exits, 0);
         }
         assert_eq!(machine.raised(0), 0, "the configuration has not changed");
+        driver.reset();
+        let state = driver.function.state();
+        assert!(state.interrupts - before >= 3);
+        assert_eq!((state.is_running(), state.queues), (false, vec![0; 3]));
     }
 }
 
@@ -214,6 +221,22 @@ fn a_conventional_reset_is_complete() {
     driver.place(REGISTERS);
     let mut queues = driver.probe(ALL);
     round_trip(&mut driver, &mut queues[0], b"after the reset");
+    // Without messages now, and though the guest before had forbidden the line.
+    driver.set_config(4, &0x0406u16.to_le_bytes());
+    driver.function.reset();
+    driver.place(REGISTERS);
+    let features = driver.negotiate(ALL | VERSION_1);
+    let mut queue = driver.queue(0, features);
+    driver.driver_ok();
+    round_trip(&mut driver, &mut queue, b"by the line");
+    wait_for("the line", || machine.line_is_high().then_some(()));
+    // A reset by the driver takes it down, though nobody has read the ISR.
+    driver.reset();
+    assert_eq!(driver.isr(), 0);
+    let taken = machine.vm.guest().take().unwrap();
+    machine.vm.guest().eoi(taken);
+    machine.resampler.run().unwrap();
+    assert!(!machine.line_is_high());
 }
 
 #[test]
@@ -322,6 +345,10 @@ fn a_change_of_the_configuration_interrupts_and_changes_the_generation() {
     assert_eq!(driver.read::<4>(driver.device, 0), [1, 2, 3, 0], "beyond the end is zero");
     driver.write(driver.device, 1, &[7]);
     assert_eq!(driver.read::<4>(driver.device, 0), [1, 7, 3, 0]);
+    // To the end of its page, and not across.
+    *shared.config.lock().unwrap() = vec![7; 0x1000];
+    assert_eq!(driver.read::<4>(driver.device, 0xffc), [7; 4]);
+    assert_eq!(driver.read::<4>(driver.device, 0xffe), [0; 4]);
     driver.probe(ALL);
     let [generation] = driver.read::<1>(driver.common, 0x15);
     shared.config.lock().unwrap()[0] = 9;
@@ -337,6 +364,54 @@ fn a_change_of_the_configuration_interrupts_and_changes_the_generation() {
     driver.function.transport().config_changed();
     assert_eq!(driver.isr(), 2);
     assert_eq!(machine.raised(0), 1);
+}
+
+/// Section 2.1.2: a device notifies its driver after DRIVER_OK, and not before.
+#[test]
+fn a_device_that_nobody_drives_does_not_interrupt() {
+    let machine = Machine::new();
+    let mut driver = Driver::new(&machine, Echo::new(1), true);
+    for round in 1..=2 {
+        let features = driver.negotiate(ALL | VERSION_1);
+        driver.enable_msix(2);
+        driver.map_config_vector(0);
+        driver.function.transport().config_changed();
+        driver.function.transport().needs_reset(&"nobody is listening");
+        assert_eq!(machine.raised(0), round - 1);
+        driver.reset();
+        driver.negotiate(ALL | VERSION_1);
+        driver.map_config_vector(0);
+        let _queue = driver.queue(0, features);
+        driver.driver_ok();
+        driver.function.transport().config_changed();
+        assert_eq!(machine.raised(0), round);
+        driver.reset();
+    }
+    // What another driver had mapped is not mapped any more.
+    driver.negotiate(ALL | VERSION_1);
+    driver.driver_ok();
+    driver.function.transport().config_changed();
+    assert_eq!(machine.raised(0), 2);
+}
+
+#[test]
+fn what_a_masked_vector_holds_back_is_pending() {
+    let machine = Machine::new();
+    let mut driver = Driver::new(&machine, Echo::new(1), true);
+    let mut queues = driver.probe(ALL);
+    let bar = BarIndex::new(2).unwrap();
+    let pending = |driver: &Driver| {
+        let mut word = [0xee; 8];
+        driver.function.read_bar(bar, 0x1000, &mut word);
+        u64::from_le_bytes(word)
+    };
+    driver.function.write_bar(bar, 16 + 12, &1u32.to_le_bytes());
+    round_trip(&mut driver, &mut queues[0], b"hold it");
+    wait_for("the pending bit", || (pending(&driver) == 2).then_some(()));
+    assert_eq!(machine.raised(1), 0);
+    driver.function.write_bar(bar, 16 + 12, &0u32.to_le_bytes());
+    wait_for("the interrupt", || (machine.raised(1) == 1).then_some(()));
+    assert_eq!(pending(&driver), 0);
 }
 
 #[test]
@@ -436,6 +511,7 @@ fn a_device_that_cannot_start_says_so_and_may_be_tried_again() {
     assert_eq!(machine.raised(0), 1, "a configuration change tells the driver");
     assert_eq!(driver.function.state().trouble.unwrap(), "cannot use the tap: the cable is cut");
     assert_eq!(machine.vm.live().ioevents, 0);
+    assert!(shared.transport.lock().unwrap().is_none(), "the device was told to let go");
     let mut queues = driver.probe(ALL);
     assert_eq!(driver.status() & NEEDS_RESET, 0);
     round_trip(&mut driver, &mut queues[0], b"mended");
@@ -581,6 +657,9 @@ fn accesses_of_any_shape_anywhere_do_no_harm() {
             for length in 1..=8usize {
                 let mut data = vec![0xa5; length];
                 driver.function.read_bar(bar, offset, &mut data);
+                if ![0, 2].contains(&bar.get()) {
+                    assert_eq!(data, vec![0; length], "there is nothing");
+                }
                 if offset >= 0x40 {
                     driver.function.write_bar(bar, offset, &data);
                 }

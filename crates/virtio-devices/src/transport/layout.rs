@@ -126,3 +126,42 @@ fn class(kind: u32) -> ClassCode {
     };
     ClassCode { base, sub, interface: 0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Interface, sub-class and base class, as `lspci` and installers look for them.
+    #[test]
+    fn devices_have_the_classes_by_which_they_are_looked_for() {
+        for (kind, class) in [
+            (1, [0x00, 0x00, 0x02]),
+            (2, [0x00, 0x80, 0x01]),
+            (3, [0x00, 0x80, 0x07]),
+            (4, [0x00, 0xff, 0x00]),
+            (5, [0x00, 0xff, 0x00]),
+            (19, [0x00, 0x80, 0x02]),
+        ] {
+            let layout = build(kind, None).unwrap();
+            assert_eq!(layout.config.bytes(9..12), class, "type {kind}");
+            assert_eq!(layout.config.bytes(0x3d..0x3e), [0], "without a line");
+        }
+        assert!(build(0x1_0000, None).is_err() && build(0xefc0, None).is_err());
+    }
+
+    #[test]
+    fn table_and_pending_bits_are_in_pages_of_their_own_within_the_bar() {
+        for vectors in [1, 2, 256, 257, 1025] {
+            let mut layout = build(2, Some(IntxPin::A)).unwrap();
+            let msix = msix(&mut layout.config, vectors).unwrap();
+            let (table, pending) = (msix.table().1, msix.pending().1);
+            layout.config.write(0x18, &[0xff; 4]);
+            let ones = layout.config.bytes(0x18..0x1c);
+            let size = u64::from(!u32::from_le_bytes([ones[0], ones[1], ones[2], ones[3]])) + 1;
+            assert!(
+                table.end <= pending.start && pending.start.is_multiple_of(0x1000) && pending.end <= size
+            );
+            assert_eq!((msix.vectors(), layout.config.bytes(0x3d..0x3e)), (vectors, vec![1]));
+        }
+    }
+}

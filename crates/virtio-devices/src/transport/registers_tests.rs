@@ -78,6 +78,14 @@ fn queues_and_features_are_seen_through_their_selectors() {
         write(&mut registers, 0x0c, 4, 0xffff_ffff);
         assert_eq!(read(&registers, 0x0c, 4), if select < 2 { 0xffff_ffff } else { 0 });
     }
+    // Either half stays when the other one is written.
+    for (select, value, others) in [(0, 0x1234, 0xffff_ffff), (1, 0x5678, 0x1234), (0, 0, 0x5678)] {
+        write(&mut registers, 0x08, 4, select);
+        write(&mut registers, 0x0c, 4, value);
+        assert_eq!(read(&registers, 0x0c, 4), value);
+        write(&mut registers, 0x08, 4, 1 - select);
+        assert_eq!(read(&registers, 0x0c, 4), others);
+    }
 }
 
 #[test]
@@ -91,6 +99,14 @@ fn any_bytes_can_be_read_and_only_whole_fields_written() {
         assert_eq!(read(&registers, 0x20, 8), 0x1122_3344_5566_7788, "{width} bytes at {offset:#x}");
     }
     assert_eq!(registers.write(0x14, &[]), Effect::Nothing);
+    for (offset, width, value, whole) in [
+        (0x20, 4, 0x9000_0000, 0x1122_3344_9000_0000),
+        (0x24, 4, 0x12, 0x12_9000_0000_u64),
+        (0x20, 8, 0x2100_0000_0040, 0x2100_0000_0040),
+    ] {
+        write(&mut registers, offset, width, value);
+        assert_eq!(read(&registers, 0x20, 8), whole, "{width} bytes at {offset:#x}");
+    }
 }
 
 #[test]
@@ -188,6 +204,7 @@ proptest! {
                     prop_assert_eq!(status, 0);
                     prop_assert!(registers.queues().iter().all(|queue| !queue.enabled && queue.vector == NO_VECTOR));
                     prop_assert_eq!(registers.features(), 0);
+                    prop_assert_eq!(registers.image(Live::default()), self::registers().image(Live::default()));
                 }
                 Effect::Nothing | Effect::Vectors => {}
             }

@@ -83,7 +83,7 @@ impl Driver {
     }
 
     pub fn config<const N: usize>(&self, offset: u16) -> [u8; N] {
-        let mut data = [0; N];
+        let mut data = [0xee; N];
         self.function.read_config(offset, &mut data);
         data
     }
