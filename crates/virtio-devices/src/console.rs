@@ -89,8 +89,9 @@ struct Shared {
 /// The guest's output is taken at the pace at which the descriptor takes it, and input is read when the guest has room for it: nothing is
 /// buffered in between, and nothing lost. Once a write has failed (the other end of a pipe is closed), output goes nowhere.
 pub struct Console {
-    input: Option<Arc<NonBlocking>>,
+    // Both may be one open file, as those of a terminal are: what was made non-blocking last, and found it so, is given back first.
     output: Arc<NonBlocking>,
+    input: Option<Arc<NonBlocking>>,
     has_size: bool,
     shared: Arc<Shared>,
     worker: Option<Worker>,
@@ -119,7 +120,7 @@ impl Console {
         if let Some((columns, rows)) = size {
             shared.size.store(u32::from(columns) << 16 | u32::from(rows), Ordering::Relaxed);
         }
-        Ok(Self { input, output, has_size: size.is_some(), shared, worker: None })
+        Ok(Self { output, input, has_size: size.is_some(), shared, worker: None })
     }
 
     /// To tell the guest of another size, later and from elsewhere.

@@ -101,7 +101,7 @@ fn the_size_is_told_and_changes() {
     let handle = console.handle();
     assert_eq!(console.features() & SIZE, SIZE);
     let driver = Driver::start(&mut console, 0, 0).unwrap();
-    let mut config = [0; 12];
+    let mut config = [0xff; 12];
     console.read_config(0, &mut config);
     assert_eq!(config, [80, 0, 25, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     handle.resize(0x102, 0x304);
@@ -137,6 +137,20 @@ fn descriptors_are_given_back_as_they_were_and_none_is_left() {
     assert_descriptors_below(first.unwrap() + 40);
     drop(console);
     assert!(!fcntl_getfl(&look).unwrap().contains(OFlags::NONBLOCK));
+}
+
+#[test]
+fn a_terminal_that_is_input_and_output_is_given_back_as_it_was() {
+    let (terminal, _far) = UnixStream::pair().unwrap();
+    let same = || terminal.try_clone().unwrap().into();
+    let blocks = || !fcntl_getfl(&terminal).unwrap().contains(OFlags::NONBLOCK);
+    let mut console = Console::new(Some(same()), same(), None).unwrap();
+    assert!(!blocks());
+    let driver = Driver::start(&mut console, 0, 0x1000).unwrap();
+    console.reset();
+    assert!(!blocks(), "it is used again");
+    drop((console, driver));
+    assert!(blocks());
 }
 
 #[test]
