@@ -155,5 +155,7 @@ mod tests {
         assert_eq!(TapOffloads::from_guest(GUEST_OFFLOADS & !GUEST_CSUM), TapOffloads::NONE);
         assert_eq!(TapOffloads::from_guest(GUEST_CSUM | GUEST_USO4).flags(), 1);
         assert_eq!(TapOffloads::from_guest(GUEST_CSUM | GUEST_ECN).flags(), 1);
+        assert_eq!(TapOffloads::from_guest(GUEST_CSUM | GUEST_TSO4 | GUEST_ECN).flags(), 1 | 2 | 8);
+        assert_eq!(TapOffloads::from_guest(GUEST_CSUM | GUEST_TSO6 | GUEST_ECN).flags(), 1 | 4 | 8);
     }
 }

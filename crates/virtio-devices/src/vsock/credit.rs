@@ -104,6 +104,34 @@ mod tests {
         assert_eq!(credit.room(), 1000);
     }
 
+    #[test]
+    fn a_guest_that_sees_less_than_half_of_the_room_is_told_once_there_is_more() {
+        let mut credit = Credit::default();
+        assert!(credit.receive(BUFFER_SIZE / 2));
+        credit.forward(BUFFER_SIZE / 2);
+        assert!(!credit.worth_telling(), "it sees half");
+        assert!(credit.receive(1));
+        assert!(credit.worth_telling());
+        assert_eq!(credit.tell(), BUFFER_SIZE / 2);
+        credit.forward(1);
+        assert!(!credit.worth_telling(), "it was told of most");
+        assert_eq!(credit.tell(), BUFFER_SIZE / 2 + 1);
+        assert!(credit.receive(BUFFER_SIZE));
+        assert!(!credit.worth_telling(), "there is no more room than it knows of");
+        credit.forward(1);
+        assert!(credit.worth_telling());
+    }
+
+    #[test]
+    fn only_another_size_or_count_is_news() {
+        let mut credit = Credit::default();
+        assert!(credit.hear(1000, 0));
+        assert!(!credit.hear(1000, 0));
+        assert!(credit.hear(1001, 0));
+        assert!(credit.hear(1001, 1));
+        assert!(!credit.hear(1001, 1));
+    }
+
     proptest! {
         /// Two honest ends that tell each other now and then: neither sends too much, and neither waits for ever.
         #[test]

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use proptest::prelude::*;
+use vm_memory::GuestAddress;
 
 use super::credit::BUFFER_SIZE;
 use super::header::{Header, Op, SIZE};
@@ -316,6 +317,17 @@ fn a_guest_without_credit_gets_nothing_and_is_asked() {
 }
 
 #[test]
+fn a_limit_holds_for_all_pieces_together() {
+    let pieces = [0x100, 0x200, 0x300].map(|at| Segment { address: GuestAddress(at), length: 10 });
+    for (limit, lengths) in
+        [(0, &[][..]), (4, &[4]), (10, &[10]), (15, &[10, 5]), (30, &[10, 10, 10]), (u32::MAX, &[10, 10, 10])]
+    {
+        let wanted = pieces.iter().zip(lengths).map(|(&piece, &length)| Segment { length, ..piece });
+        assert!(limited(pieces.into_iter(), limit).eq(wanted), "{limit}");
+    }
+}
+
+#[test]
 fn ends_are_told() {
     let place = Place::new();
     let mut device = vsock(&place);
@@ -506,6 +518,19 @@ fn hostile_queues_need_a_reset_and_no_more() {
     }
     let mut guest = Guest::start(&mut device, 0);
     connect(&place, &mut guest, 52);
+}
+
+#[test]
+fn a_driver_finds_the_guests_address_and_streams() {
+    let place = Place::new();
+    let device = Vsock::new(GuestCid::new(0x0403_0201).unwrap(), place.socket()).unwrap();
+    // VIRTIO_VSOCK_F_STREAM
+    assert_eq!((device.device_type(), device.features(), device.queue_sizes().len()), (19, 1, 3));
+    let mut config = [0xff; 9];
+    device.read_config(0, &mut config);
+    assert_eq!(config, [1, 2, 3, 4, 0, 0, 0, 0, 0xff]);
+    device.read_config(2, &mut config[..2]);
+    assert_eq!(config[..2], [3, 4]);
 }
 
 #[test]

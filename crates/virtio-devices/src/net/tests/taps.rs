@@ -280,6 +280,7 @@ fn the_driver_can_change_the_address_and_what_it_hears() {
             let answer = DATA + 0x30_1000;
             let command = |driver: &mut Driver, bytes: &[u8]| {
                 driver.write(DATA + 0x30_0000, bytes);
+                driver.write(answer, &[0xff]);
                 let length = u32::try_from(bytes.len()).unwrap();
                 driver.queues[2].add(&[readable(DATA + 0x30_0000, length), writable(answer, 1)]);
                 driver.queues[2].wait_used();
