@@ -190,7 +190,8 @@ impl VectorGroup {
     /// Grows or shrinks the group to `count` vectors. New ones are masked and unprogrammed; the handles of removed ones lead nowhere.
     ///
     /// # Errors
-    /// [`Error::Kernel`] if a vector to be removed could not be disarmed: it is still there, and all before it.
+    /// [`Error::Kernel`] if a vector to be removed could not be disarmed: it is still there, and all before it. It holds its signals until the
+    /// next call on the group.
     pub fn resize(&self, count: usize) -> Result<(), Error> {
         let mut vectors = lock(&self.vectors);
         if count >= vectors.len() {

@@ -376,13 +376,16 @@ impl Vectors {
         Ok(())
     }
 
-    /// Drops the vectors from `count` on. Those that cannot be disarmed, and those before them, stay.
+    /// Drops the vectors from `count` on. One that cannot be disarmed, and those before it, stay; it holds its signals until the next call.
     pub(crate) fn shrink(&mut self, count: usize) -> Result<(), Error> {
         while self.slots.len() > count {
             let index = self.slots.len() - 1;
             let slot = &mut self.slots[index];
             slot.core.hold();
-            slot.give_up_route()?;
+            if let Err(error) = slot.give_up_route() {
+                self.note(index, Err(error.clone()));
+                return Err(error);
+            }
             self.slots.pop();
             self.unsettled.remove(&index);
             self.unrouted.remove(&index);

@@ -15,7 +15,8 @@ use irq_types::{MsiMessage, Ppi, Spi};
 use irqchip::fake::{Call, Fault};
 use irqchip::{Errno, IoAddress};
 use irqfd::{
-    EdgeTrigger, Error, InjectedLine, IoEvent, LevelLine, LevelTrigger, MsiSender, MsiVector, VectorGroup,
+    EdgeTrigger, Error, InjectedLine, IoEvent, LevelLine, LevelTrigger, MsiSender, MsiVector, Obstacle,
+    VectorGroup,
 };
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -226,6 +227,27 @@ fn a_message_that_cannot_be_installed_is_not_replaced_by_the_old_one() {
             "{call:?}"
         );
     }
+}
+
+#[test]
+fn a_vector_that_a_failed_resize_has_left_says_so_and_delivers_after_the_next_call() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let rig = Rig::arm();
+    let group = rig.group(NIC, 2);
+    for n in 0..2u32 {
+        group.program(n as usize, message(n)).unwrap();
+        group.unmask(n as usize).unwrap();
+    }
+    rig.vm.inject(Fault::next(Call::DeassignIrqfd, Errno::EINVAL));
+    let error = group.resize(1).unwrap_err();
+    assert_eq!(group.len(), 2, "it is still there");
+    assert_eq!(group.state(1).unwrap().obstacle, Some(Obstacle::Failed(error)));
+    group.vector(1).unwrap().trigger().unwrap();
+    assert!(group.vector(1).unwrap().is_pending());
+    group.retry().unwrap();
+    rig.vm.process();
+    assert_eq!(rig.raised(NIC, 1), 1);
+    assert_eq!(group.state(1).unwrap().obstacle, None);
 }
 
 #[test]
