@@ -213,12 +213,14 @@ fn growing_adds_masked_vectors_and_shrinking_gives_back_what_they_had() {
     let rig = Rig::arm();
     let group = rig.group(NIC, 2);
     group.resize(4).unwrap();
+    assert_eq!(group.len(), 4);
     program_all(&group);
     for n in 0..4 {
         group.unmask(n).unwrap();
     }
     let gone = group.vector(3).unwrap();
     let kept = group.vector(1).unwrap();
+    assert_eq!((kept.index(), gone.index()), (1, 3));
     rig.costs();
     group.resize(2).unwrap();
     assert_eq!(rig.costs(), costs(1, 0, 2));

@@ -438,6 +438,18 @@ fn unwiring_lowers_and_wiring_again_raises_what_is_still_high() {
 }
 
 #[test]
+fn an_eoi_from_before_unwiring_is_not_looked_at_after_it() {
+    let rig = Rig::arm();
+    let (trigger, _) = rig.level(6);
+    trigger.line().assert().unwrap();
+    assert!(guest_handles_one(&rig));
+    assert!(trigger.state().unwrap().resample_due);
+    trigger.unwire().unwrap();
+    assert!(!trigger.state().unwrap().resample_due);
+    assert!(!trigger.resampler().run().unwrap());
+}
+
+#[test]
 fn a_line_that_the_guest_has_forgotten_is_refreshed() {
     let rig = Rig::arm();
     let (trigger, spi) = rig.level(6);

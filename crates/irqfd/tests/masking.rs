@@ -156,6 +156,21 @@ fn a_new_message_for_an_unmasked_vector_takes_effect_at_once_and_in_order() {
 }
 
 #[test]
+fn a_message_that_is_taken_back_while_masked_costs_no_commit() {
+    let rig = Rig::arm();
+    let (group, vector) = one(&rig);
+    group.mask(0).unwrap();
+    rig.costs();
+    group.program(0, message(5)).unwrap();
+    group.program(0, message(0)).unwrap();
+    group.unmask(0).unwrap();
+    assert_eq!(rig.costs(), costs(0, 0, 0));
+    vector.trigger().unwrap();
+    rig.vm.process();
+    assert_eq!((rig.raised(NIC, 0), rig.raised(NIC, 5)), (1, 0));
+}
+
+#[test]
 fn what_was_signalled_while_masked_arrives_with_the_new_message() {
     for who in Signaller::BOTH {
         let rig = Rig::arm();
@@ -217,6 +232,19 @@ fn disabling_gives_everything_back_and_keeps_what_the_guest_has_written() {
         group.set_enabled(true).unwrap();
         assert_eq!(rig.costs(), costs(1, 2, 0));
         assert_eq!((rig.raised(NIC, 0), rig.raised(NIC, 1)), (0, 1), "{who:?}");
+    }
+}
+
+#[test]
+fn a_message_that_is_written_again_while_disabled_is_routed_again_when_enabled() {
+    for who in Signaller::BOTH {
+        let rig = Rig::arm();
+        let (group, vector) = one(&rig);
+        group.set_enabled(false).unwrap();
+        group.program(0, message(0)).unwrap();
+        group.set_enabled(true).unwrap();
+        who.signal(&rig, &vector);
+        assert_eq!(rig.raised(NIC, 0), 1, "{who:?}");
     }
 }
 
