@@ -170,7 +170,8 @@ impl Operation {
         self.status = last.address.unchecked_add(u64::from(last.length) - 1);
         self.buffers.clear();
         self.ranges.clear();
-        (self.room, self.got) = (u64::from(chain.writable_len() - 1), 0);
+        let room = chain.writable_len() - 1;
+        (self.kind, self.room, self.got) = (Kind::Other, u64::from(room), 0);
         (self.durable, self.syncing, self.bouncing) = (durable, false, false);
         self.align = geometry.align;
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
@@ -178,8 +179,7 @@ impl Operation {
         match u32::from_le_bytes([t0, t1, t2, t3]) {
             VIRTIO_BLK_T_IN => {
                 self.kind = Kind::Read;
-                let length = chain.writable_len() - 1;
-                self.transfer(chain.writable(), 0, length, sector, geometry)
+                self.transfer(chain.writable(), 0, room, sector, geometry)
             }
             VIRTIO_BLK_T_OUT => {
                 self.kind = Kind::Write;
@@ -195,9 +195,8 @@ impl Operation {
                 Ok(if geometry.readonly { Parsed::Done(Status::Ok) } else { Parsed::Start })
             }
             VIRTIO_BLK_T_GET_ID => {
-                let room = usize::try_from(chain.writable_len() - 1).unwrap_or(SERIAL).min(SERIAL);
+                let room = usize::try_from(room).unwrap_or(SERIAL).min(SERIAL);
                 let serial = geometry.serial.get(..room).unwrap_or_default();
-                self.kind = Kind::Other;
                 self.got = chain.write(memory, 0, serial)? as u64;
                 Ok(Parsed::Done(Status::Ok))
             }
@@ -209,10 +208,7 @@ impl Operation {
                 self.kind = Kind::WriteZeroes;
                 self.ranges(chain, memory, geometry)
             }
-            _ => {
-                self.kind = Kind::Other;
-                Ok(Parsed::Done(Status::Unsupported))
-            }
+            _ => Ok(Parsed::Done(Status::Unsupported)),
         }
     }
 
