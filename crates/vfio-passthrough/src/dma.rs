@@ -180,6 +180,7 @@ impl DmaSpace {
                 left.push((iova, memory));
             }
         }
+        left.reverse();
         state.mapped = left;
     }
 
