@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use common::{IDENTITY, Recorder, bar};
 use irq_types::MsiMessage;
@@ -125,16 +125,13 @@ fn the_pending_bit_array_is_the_sinks_and_has_no_bits_beyond_the_vectors() {
 /// A sink that looks whether its capability is enabled while it is told of a change.
 #[derive(Default)]
 struct Asking {
-    msi: OnceLock<Weak<Msi>>,
-    msix: OnceLock<Weak<Msix>>,
+    is_enabled: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
     enabled: Mutex<Vec<bool>>,
 }
 
 impl VectorSink for Asking {
     fn apply(&self, _: &[VectorChange]) {
-        let msi = self.msi.get().and_then(Weak::upgrade).map(|msi| msi.is_enabled());
-        let msix = self.msix.get().and_then(Weak::upgrade).map(|msix| msix.is_enabled());
-        self.enabled.lock().unwrap().extend(msi.or(msix));
+        self.enabled.lock().unwrap().extend(self.is_enabled.get().map(|is_enabled| is_enabled()));
     }
 
     fn pending_word(&self, _: usize) -> u64 {
@@ -142,39 +139,38 @@ impl VectorSink for Asking {
     }
 }
 
+/// What the sink has found each time while the capability was switched on, off, on and reset, and what everybody found after it.
+fn switched(sink: &Asking, switch: impl Fn(bool), reset: impl Fn()) -> (Vec<bool>, Vec<bool>) {
+    let is_enabled = sink.is_enabled.get().unwrap();
+    let mut after = Vec::new();
+    for on in [true, false, true] {
+        switch(on);
+        after.push(is_enabled());
+    }
+    reset();
+    after.push(is_enabled());
+    (sink.enabled.lock().unwrap().clone(), after)
+}
+
 /// A device that asks, and then raises a vector, must not find the sink closed already or still.
 #[test]
 fn a_capability_is_enabled_only_while_its_sink_is() {
+    let expected = (vec![false; 4], vec![true, false, true, false]);
+
     let sink = Arc::new(Asking::default());
     let msi = Arc::new(Msi::new(MsiLayout::new(1).unwrap(), sink.clone()));
-    sink.msi.set(Arc::downgrade(&msi)).unwrap();
-    let mut after = Vec::new();
-    for control in [1, 0, 1] {
-        msi.write_capability(2, &[control]);
-        after.push(msi.is_enabled());
-    }
-    msi.reset();
-    after.push(msi.is_enabled());
-    assert_eq!(
-        (after, sink.enabled.lock().unwrap().clone()),
-        (vec![true, false, true, false], vec![false; 4])
-    );
+    let asked = Arc::downgrade(&msi);
+    assert!(sink.is_enabled.set(Box::new(move || asked.upgrade().unwrap().is_enabled())).is_ok());
+    let switch = |on| msi.write_capability(2, &[u8::from(on)]);
+    assert_eq!(switched(&sink, switch, || msi.reset()), expected);
 
     let sink = Arc::new(Asking::default());
     let layout = MsixLayout::new(1, (bar(0), 0), (bar(0), 0x8000)).unwrap();
     let msix = Arc::new(Msix::new(layout, sink.clone()));
-    sink.msix.set(Arc::downgrade(&msix)).unwrap();
-    let mut after = Vec::new();
-    for control in [0x80, 0, 0x80] {
-        msix.write_capability(3, &[control]);
-        after.push(msix.is_enabled());
-    }
-    msix.reset();
-    after.push(msix.is_enabled());
-    assert_eq!(
-        (after, sink.enabled.lock().unwrap().clone()),
-        (vec![true, false, true, false], vec![false; 4])
-    );
+    let asked = Arc::downgrade(&msix);
+    assert!(sink.is_enabled.set(Box::new(move || asked.upgrade().unwrap().is_enabled())).is_ok());
+    let switch = |on| msix.write_capability(3, &[u8::from(on) << 7]);
+    assert_eq!(switched(&sink, switch, || msix.reset()), expected);
 }
 
 #[test]

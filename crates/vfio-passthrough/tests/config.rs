@@ -5,17 +5,15 @@
 
 mod common;
 
-use std::io;
 use std::sync::{Arc, Mutex};
 
+use common::watched::{Watched, Watcher};
 use common::*;
 use pci::{BarIndex, PciFunction};
 use vfio_passthrough::fake::{Call, FakeDevice, FakeRegion};
 use vfio_passthrough::iommu::IommuKind;
 use vfio_passthrough::pci::{Notice, PciEvent, VfioPciFunction};
-use vfio_passthrough::{
-    Device, DeviceInfo, HotReset, HotResetInfo, IrqInfo, IrqSet, Mapping, RawDevice, RegionInfo, ResamplePath,
-};
+use vfio_passthrough::{Device, ResamplePath};
 
 /// Regions of a function: BAR 0, the ROM, configuration space.
 const ROM: usize = 6;
@@ -272,73 +270,29 @@ fn what_a_device_never_says_nobody_waits_for() {
 /// What was done, how many slots there were then, and whether interrupts were set up.
 type Moment = (&'static str, usize, bool);
 
-/// A device that notes what the guest reaches of it at the moments that matter.
-#[derive(Debug)]
-struct Watched {
-    fake: FakeDevice,
-    slots: Slots,
+/// Notes what the guest reaches of a device at the moments that matter.
+struct Noting {
+    slots: FakeSlots,
     seen: Arc<Mutex<Vec<Moment>>>,
 }
 
-struct Slots(FakeSlots);
-
-impl std::fmt::Debug for Slots {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Slots")
+impl Noting {
+    fn note(&self, fake: &FakeDevice, what: &'static str) {
+        self.seen.lock().unwrap().push((what, self.slots.list().len(), !fake.is_quiet()));
     }
 }
 
-impl Watched {
-    fn note(&self, what: &'static str) {
-        self.seen.lock().unwrap().push((what, self.slots.0.list().len(), !self.fake.is_quiet()));
-    }
-}
-
-impl RawDevice for Watched {
-    fn info(&self) -> io::Result<DeviceInfo> {
-        self.fake.info()
-    }
-
-    fn region(&self, index: u32) -> io::Result<RegionInfo> {
-        self.fake.region(index)
-    }
-
-    fn irq(&self, index: u32) -> io::Result<IrqInfo> {
-        self.fake.irq(index)
-    }
-
-    fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        self.fake.read(offset, data)
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+impl Watcher for Noting {
+    fn before_write(&self, fake: &FakeDevice, offset: u64, data: &[u8]) {
         match offset & 0xfff {
-            at if at == u64::from(PM) + 4 && data[0] & 3 != 0 => self.note("off"),
-            at if at == u64::from(EXPRESS) + 8 => self.note("function level reset"),
+            at if at == u64::from(PM) + 4 && data[0] & 3 != 0 => self.note(fake, "off"),
+            at if at == u64::from(EXPRESS) + 8 => self.note(fake, "function level reset"),
             _ => {}
         }
-        self.fake.write(offset, data)
     }
 
-    fn map(&self, offset: u64, len: usize, writable: bool) -> io::Result<Mapping> {
-        self.fake.map(offset, len, writable)
-    }
-
-    fn set_irqs(&self, set: &IrqSet<'_>) -> io::Result<u32> {
-        self.fake.set_irqs(set)
-    }
-
-    fn reset(&self) -> io::Result<()> {
-        self.note("reset");
-        self.fake.reset()
-    }
-
-    fn hot_reset_info(&self) -> io::Result<HotResetInfo> {
-        self.fake.hot_reset_info()
-    }
-
-    fn hot_reset(&self, reset: &HotReset<'_>) -> io::Result<()> {
-        self.fake.hot_reset(reset)
+    fn before_reset(&self, fake: &FakeDevice) {
+        self.note(fake, "reset");
     }
 }
 
@@ -347,11 +301,8 @@ impl RawDevice for Watched {
 fn registers_leave_the_guest_before_the_device_stops_answering() {
     let rig = Rig::new();
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let raw = Watched {
-        fake: Nvme::default().device(&rig),
-        slots: Slots(rig.slots.clone()),
-        seen: Arc::clone(&seen),
-    };
+    let noting = Noting { slots: rig.slots.clone(), seen: Arc::clone(&seen) };
+    let raw = Watched(Nvme::default().device(&rig), noting);
     let open = Device::new(PCI_NAME, IommuKind::NoIommu, Box::new(raw), Box::new(())).unwrap();
     let function = VfioPciFunction::new(open, rig.options(Some(rig.line(4)), ResamplePath::Kernel)).unwrap();
     enable_memory(&function);

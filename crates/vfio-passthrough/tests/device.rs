@@ -5,9 +5,9 @@
 
 mod common;
 
-use std::io;
 use std::sync::Arc;
 
+use common::watched::{Watched, Watcher};
 use common::*;
 use irq_types::TriggerMode;
 use pci::PciFunction;
@@ -15,10 +15,7 @@ use vfio_passthrough::fake::{FakeDevice, FakeIrq, FakeRegion};
 use vfio_passthrough::iommu::IommuKind;
 use vfio_passthrough::pci::{InterruptMode, Notice, PciEvent, VfioPciFunction};
 use vfio_passthrough::platform::PlatformDevice;
-use vfio_passthrough::{
-    Device, DeviceInfo, Error, HotReset, HotResetInfo, IrqAction, IrqInfo, IrqSet, Mapping, RawDevice,
-    RegionInfo, ResamplePath,
-};
+use vfio_passthrough::{Device, Error, IrqAction, IrqSet, ResamplePath};
 
 /// A container forgets its mappings with its last group, an address space of iommufd's does not.
 #[test]
@@ -143,61 +140,19 @@ fn a_platform_devices_registers_are_mapped_and_its_level_interrupt_comes_back() 
     assert_eq!((rig.slots.list(), rig.vm.live().irqfds), (vec![], 0));
 }
 
-/// A device that interrupts a guest which takes the interrupt and ends it as soon as the trigger is set, before VFIO has an unmask eventfd.
-#[derive(Debug)]
-struct BeforeUnmask {
-    fake: FakeDevice,
-    vm: Arc<irqchip::fake::FakeVm>,
-}
+/// The device interrupts a guest which takes the interrupt and ends it as soon as the trigger is set, before VFIO has an unmask eventfd.
+struct BeforeUnmask(Arc<irqchip::fake::FakeVm>);
 
-impl RawDevice for BeforeUnmask {
-    fn info(&self) -> io::Result<DeviceInfo> {
-        self.fake.info()
-    }
-
-    fn region(&self, index: u32) -> io::Result<RegionInfo> {
-        self.fake.region(index)
-    }
-
-    fn irq(&self, index: u32) -> io::Result<IrqInfo> {
-        self.fake.irq(index)
-    }
-
-    fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        self.fake.read(offset, data)
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.fake.write(offset, data)
-    }
-
-    fn map(&self, offset: u64, len: usize, writable: bool) -> io::Result<Mapping> {
-        self.fake.map(offset, len, writable)
-    }
-
-    fn set_irqs(&self, set: &IrqSet<'_>) -> io::Result<u32> {
-        let done = self.fake.set_irqs(set);
+impl Watcher for BeforeUnmask {
+    fn after_set_irqs(&self, fake: &FakeDevice, set: &IrqSet<'_>) {
         if set.action() == IrqAction::Trigger && set.fds().is_some() {
-            self.fake.set_level(0, true)?;
-            self.vm.process();
-            assert!(self.fake.is_masked(0));
-            self.fake.set_level(0, false)?;
-            self.vm.guest().eoi(self.vm.guest().take().unwrap());
-            self.vm.process();
+            fake.set_level(0, true).unwrap();
+            self.0.process();
+            assert!(fake.is_masked(0));
+            fake.set_level(0, false).unwrap();
+            self.0.guest().eoi(self.0.guest().take().unwrap());
+            self.0.process();
         }
-        done
-    }
-
-    fn reset(&self) -> io::Result<()> {
-        self.fake.reset()
-    }
-
-    fn hot_reset_info(&self) -> io::Result<HotResetInfo> {
-        self.fake.hot_reset_info()
-    }
-
-    fn hot_reset(&self, reset: &HotReset<'_>) -> io::Result<()> {
-        self.fake.hot_reset(reset)
     }
 }
 
@@ -205,7 +160,7 @@ impl RawDevice for BeforeUnmask {
 fn an_eoi_from_before_the_unmask_eventfd_unmasks_and_is_not_left_over() {
     let rig = Rig::new();
     let fake = pl031(&rig);
-    let raw = BeforeUnmask { fake: fake.clone(), vm: Arc::clone(&rig.vm) };
+    let raw = Watched(fake.clone(), BeforeUnmask(Arc::clone(&rig.vm)));
     let open = Device::new(PLATFORM_NAME, IommuKind::NoIommu, Box::new(raw), Box::new(())).unwrap();
     let mut device = PlatformDevice::open(open).unwrap();
     device.connect(0, &rig.wiring, &rig.line(16), ResamplePath::Kernel).unwrap();

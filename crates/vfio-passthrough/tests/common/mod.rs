@@ -4,6 +4,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test takes what it needs")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation, reason = "tests")]
 
+pub mod watched;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
