@@ -69,6 +69,17 @@ fn persistent(name: &str, queues: usize) {
     host::set_persistent(tap.queue(0).unwrap(), true).unwrap();
 }
 
+/// What opening gives as soon as nobody has the interface: a program that another test is just starting may have a copy of a descriptor
+/// that is closed here, until it runs.
+fn open_when_free(name: &str, queues: usize) -> Result<Tap, TapError> {
+    loop {
+        match Tap::open(name, queues) {
+            Err(TapError::Busy { .. }) => std::thread::yield_now(),
+            other => return other,
+        }
+    }
+}
+
 /// A tap that is up as 192.0.2.1, and knows the guest as 192.0.2.2.
 fn configured(name: &str, queues: usize) -> Tap {
     let tap = Tap::create(name, queues).unwrap();
@@ -438,28 +449,26 @@ fn taps_that_cannot_be_had_are_said_to_be_so() {
         assert!(matches!(Tap::open("dbt7", 2), Err(TapError::SingleQueue { queues: 2, .. })));
         assert!(matches!(Tap::create("dbt7", 1), Err(TapError::Exists { .. })));
         drop(tap);
-        // It goes with its descriptor, of which a program that another test is just starting may have a copy until it runs.
-        while let Err(TapError::Busy { .. }) = Tap::open("dbt7", 1) {
-            std::thread::yield_now();
-        }
+        // It goes with its descriptor.
+        drop(open_when_free("dbt7", 1));
         assert!(matches!(Tap::open("dbt7", 1), Err(TapError::Missing { .. })));
 
         assert!(matches!(Tap::open("lo", 1), Err(TapError::NotATap { .. })));
         assert!(matches!(Tap::open("lo", 2), Err(TapError::NotATap { .. })));
 
         persistent("dbt8", 1);
-        let tap = Tap::open("dbt8", 1).unwrap();
+        let tap = open_when_free("dbt8", 1).unwrap();
         assert_eq!((tap.name(), tap.queue_pairs(), tap.mtu()), ("dbt8", 1, Some(1500)));
         drop(tap);
-        drop(Tap::open("dbt8", 1).expect("a persistent tap can be opened again"));
+        drop(open_when_free("dbt8", 1).expect("a persistent tap can be opened again"));
 
         persistent("dbt9", 2);
         ip("link set dbt9 up mtu 9000");
-        let tap = Tap::open("dbt9", 4).unwrap();
+        let tap = open_when_free("dbt9", 4).unwrap();
         assert_eq!((tap.queue_pairs(), tap.mtu()), (4, Some(9000)));
         assert!(matches!(Tap::open("dbt9", 1), Err(TapError::Busy { .. })));
         drop(tap);
-        drop(Tap::open("dbt9", 1).expect("one queue of a tap for many"));
+        drop(open_when_free("dbt9", 1).expect("one queue of a tap for many"));
     });
 }
 
