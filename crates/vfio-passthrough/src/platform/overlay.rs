@@ -52,7 +52,7 @@ pub struct Overlay {
 /// A node of an overlay.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Node {
-    name: String,
+    pub(super) name: String,
     pub(super) properties: Vec<Property>,
     pub(super) children: Vec<Node>,
 }
@@ -60,7 +60,7 @@ pub(super) struct Node {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Property {
     pub(super) name: String,
-    value: Vec<u8>,
+    pub(super) value: Vec<u8>,
     /// Where in `value` phandles of the overlay's own are.
     references: Vec<usize>,
 }
@@ -75,7 +75,7 @@ impl Overlay {
         for property in root.take("__fixups__").into_iter().flat_map(|node| node.properties) {
             // Each is PATH:PROPERTY:OFFSET.
             let places = String::from_utf8_lossy(&property.value).into_owned();
-            if places.split_terminator('\0').any(|place| place.split(':').nth(1) != Some("target")) {
+            if !places.split_terminator('\0').all(is_target) {
                 return Err(OverlayError::External(property.name));
             }
         }
@@ -104,6 +104,10 @@ impl Node {
     fn take(&mut self, name: &str) -> Option<Self> {
         let at = self.children.iter().position(|node| node.name == name)?;
         Some(self.children.remove(at))
+    }
+
+    pub(super) fn has_child(&self, name: &str) -> bool {
+        self.children.iter().any(|node| node.name == name)
     }
 
     /// Takes over what another node has; what both have is the other's.
@@ -208,8 +212,15 @@ impl Property {
     }
 }
 
+/// Whether this place in `__fixups__` is a fragment's target, and not a property of that name in a node within.
+fn is_target(place: &str) -> bool {
+    let mut parts = place.split(':');
+    let path = parts.next().and_then(|path| path.strip_prefix('/'));
+    path.is_some_and(|path| !path.contains('/')) && parts.next() == Some("target")
+}
+
 /// The root of a flattened tree.
-fn parse(blob: &[u8]) -> Result<Node, OverlayError> {
+pub(super) fn parse(blob: &[u8]) -> Result<Node, OverlayError> {
     let wrong = OverlayError::Blob;
     let header = |at: usize| cell(blob, at).ok_or(wrong("it is too short"));
     if header(0)? != MAGIC {
@@ -277,3 +288,7 @@ fn text(bytes: &[u8], at: usize) -> Result<&str, OverlayError> {
     let Some(end) = rest.iter().position(|&byte| byte == 0) else { return Err(wrong) };
     std::str::from_utf8(rest.get(..end).unwrap_or_default()).map_err(|_| wrong)
 }
+
+#[cfg(test)]
+#[path = "overlay_tests.rs"]
+pub(super) mod tests;

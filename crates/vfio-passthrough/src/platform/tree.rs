@@ -135,3 +135,63 @@ impl HostTree {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory, gone with the test.
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("vfio-tree-{}-{name}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_node_is_believed_up_to_a_size() {
+        let node = Directory::new("size");
+        let largest = vec![7; usize::try_from(MAX_PROPERTY).unwrap()];
+        fs::write(node.0.join("p0"), &largest).unwrap();
+        // In the reverse of their order, and half of them nodes.
+        for n in (1..MAX_PROPERTIES).rev() {
+            match n % 2 {
+                0 => fs::write(node.0.join(format!("p{n}")), b"").unwrap(),
+                _ => fs::create_dir(node.0.join(format!("n{n:03}"))).unwrap(),
+            }
+        }
+        let read = HostNode::read(&node.0).unwrap();
+        assert_eq!(read.get("p0"), Some(largest.as_slice()));
+        assert_eq!(read.properties.len() + read.children.len(), MAX_PROPERTIES);
+        assert!(read.children.is_sorted());
+        let refused = || HostNode::read(&node.0).unwrap_err().to_string();
+        fs::write(node.0.join("one-more"), b"").unwrap();
+        assert_eq!(refused(), "too many properties");
+        fs::remove_file(node.0.join("one-more")).unwrap();
+        fs::write(node.0.join("p0"), [largest.as_slice(), b"7"].concat()).unwrap();
+        assert_eq!(refused(), "a property is too long");
+    }
+
+    #[test]
+    fn a_node_says_what_it_is_compatible_with_and_whether_it_reaches_memory() {
+        let mut node = HostNode::default();
+        assert_eq!((node.dma(), node.is_compatible("a")), (None, false));
+        node.properties.insert("compatible".to_owned(), b"vendor,a\0vendor,b\0".to_vec());
+        let compatible = ["vendor,a", "vendor,b", "vendor", "a", ""].map(|what| node.is_compatible(what));
+        assert_eq!(compatible, [true, true, false, false, false]);
+        for property in ["iommus", "dma-ranges", "dma-noncoherent", "dma-coherent"] {
+            let mut node = node.clone();
+            node.properties.insert(property.to_owned(), Vec::new());
+            assert_eq!(node.dma(), Some(property));
+        }
+    }
+}
