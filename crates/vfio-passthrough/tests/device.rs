@@ -17,35 +17,6 @@ use vfio_passthrough::pci::{InterruptMode, Notice, PciEvent, VfioPciFunction};
 use vfio_passthrough::platform::PlatformDevice;
 use vfio_passthrough::{Device, Error, IrqAction, IrqSet, ResamplePath};
 
-/// A container forgets its mappings with its last group, an address space of iommufd's does not.
-#[test]
-fn guest_memory_is_mapped_once_for_two_devices_and_unmapped_after_the_last() {
-    [IommuKind::Legacy, IommuKind::Iommufd].into_iter().for_each(mapped_once_and_unmapped);
-}
-
-fn mapped_once_and_unmapped(kind: IommuKind) {
-    let rig = Rig::by(kind);
-    rig.iommu.add(PCI_NAME, Nvme::default().device(&rig));
-    rig.iommu.add(PLATFORM_NAME, pl031(&rig));
-    let first = rig.space.open(&rig.pci_name()).unwrap();
-    let memory = [(0x4000_0000, 4 << 20), (0x8000_0000, 2 << 20)];
-    assert_eq!(rig.iommu.mapped(), memory);
-    let second = rig.space.open(&rig.platform_name()).unwrap();
-    assert_eq!((rig.iommu.mapped().as_slice(), rig.iommu.attached()), (memory.as_slice(), 2));
-    drop(first);
-    assert_eq!(rig.iommu.mapped(), memory);
-    drop(second);
-    assert_eq!((rig.iommu.mapped(), rig.iommu.attached()), (vec![], 0));
-    // A step that fails leaves nothing.
-    rig.faults.fail(vfio_passthrough::fake::Call::MapDma, 2, libc::EIO);
-    assert!(rig.space.open(&rig.pci_name()).is_err());
-    assert_eq!((rig.iommu.mapped(), rig.iommu.attached()), (vec![], 0));
-    // And again: what a device that is unplugged and plugged needs.
-    let again = rig.space.open(&rig.pci_name()).unwrap();
-    assert_eq!(rig.iommu.mapped(), memory);
-    drop(again);
-}
-
 #[test]
 fn devices_of_one_space_reach_each_others_registers_where_the_iommu_can_map_them() {
     let rig = Rig::new();
@@ -74,35 +45,6 @@ fn devices_of_one_space_reach_each_others_registers_where_the_iommu_can_map_them
         matches!(events.as_slice(), [PciEvent::HiddenFromPeers { bar, .. }] if *bar == bar0()),
         "{events:?}"
     );
-}
-
-#[test]
-fn guest_memory_in_the_msi_window_is_refused_with_the_ranges() {
-    let rig = Rig::new();
-    rig.iommu.add(PCI_NAME, Nvme::default().device(&rig));
-    rig.iommu.set_ranges(vec![(0, 0x7fff_ffff), (0x8010_0000, u64::MAX)]);
-    let error = rig.space.open(&rig.pci_name()).unwrap_err();
-    assert!(matches!(&error, Error::Reserved { memory: (0x8000_0000, 0x8020_0000), .. }), "{error:?}");
-    assert!(error.to_string().contains("0x8010000"), "{error}");
-    assert_eq!((rig.iommu.mapped(), rig.iommu.attached()), (vec![], 0));
-}
-
-#[test]
-fn a_lock_limit_that_is_too_low_is_said_with_what_is_needed() {
-    let rig = Rig::new();
-    rig.iommu.add(PCI_NAME, Nvme::default().device(&rig));
-    rig.faults.fail(vfio_passthrough::fake::Call::MapDma, 2, libc::ENOMEM);
-    let error = rig.space.open(&rig.pci_name()).unwrap_err();
-    // Where the limit is "unlimited" the kernel's answer stands for itself.
-    match &error {
-        Error::MemoryLock { needed, .. } => {
-            assert_eq!(*needed, 6 << 20);
-            assert!(error.hint().unwrap().contains("ulimit -l"));
-        }
-        Error::Kernel { .. } => {}
-        other => panic!("{other:?}"),
-    }
-    assert_eq!((rig.iommu.mapped(), rig.iommu.attached()), (vec![], 0));
 }
 
 #[test]

@@ -279,7 +279,13 @@ mod tests {
 
     #[test]
     fn descriptions_that_make_no_sense_are_errors() {
-        assert_eq!(decode_ranges(&bytes(&[0, 1, 0, 0, 0, 0])), Ok(None), "no capabilities");
+        for (words, what) in [
+            (&[0, 1, 0, 0, 24, 0, 7, 24][..], "no capabilities, whatever stands where they would be found"),
+            (&[0, 2, 0, 0, 0, 0], "none of them"),
+            (&[0, 2, 0, 0, 24, 0, 7, 0], "another one"),
+        ] {
+            assert_eq!(decode_ranges(&bytes(words)), Ok(None), "{what}");
+        }
         for words in [
             vec![0],
             vec![0, 2, 0, 0, 4000, 0],

@@ -107,13 +107,17 @@ impl VfioFiles for HostFiles {
 #[derive(Debug, Default)]
 pub struct Preopened {
     files: Mutex<BTreeMap<String, OwnedFd>>,
+    /// Whether there was an iommufd: the devices after the first, which has taken it, go into its address space.
+    iommufd: bool,
 }
 
 impl Preopened {
     /// Files by their paths relative to `/dev`: `vfio/vfio`, `vfio/12`, `iommu`, `vfio/devices/vfio0`.
     #[must_use]
     pub fn new(files: impl IntoIterator<Item = (String, OwnedFd)>) -> Self {
-        Self { files: Mutex::new(files.into_iter().collect()) }
+        let files: BTreeMap<_, _> = files.into_iter().collect();
+        let iommufd = files.contains_key("iommu");
+        Self { files: Mutex::new(files), iommufd }
     }
 
     fn take(&self, path: &str) -> Result<OwnedFd, Error> {
@@ -142,6 +146,64 @@ impl VfioFiles for Preopened {
     }
 
     fn has_iommufd(&self) -> bool {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).contains_key("iommu")
+        self.iommufd
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use std::fs;
+    use std::os::fd::AsRawFd;
+
+    type Open = fn(&dyn VfioFiles) -> Result<OwnedFd, Error>;
+
+    /// Each kind of file, by its path.
+    const FILES: [(&str, Open); 5] = [
+        ("vfio/vfio", |files| files.container()),
+        ("vfio/12", |files| files.group("12")),
+        ("vfio/noiommu-0", |files| files.group("noiommu-0")),
+        ("iommu", |files| files.iommufd()),
+        ("vfio/devices/vfio3", |files| files.device("vfio3")),
+    ];
+
+    #[test]
+    fn files_are_where_the_kernel_has_them_and_what_is_missing_is_said_with_what_it_needs() {
+        let dev = std::env::temp_dir().join(format!("vfio-files-{}", std::process::id()));
+        let files = HostFiles::at(&dev);
+        let mut needs = Vec::new();
+        for (path, open) in FILES {
+            match open(&files).unwrap_err() {
+                Error::NoVfio { path: missing, needs: it } if missing == dev.join(path) => needs.push(it),
+                other => panic!("{path}: {other:?}"),
+            }
+        }
+        needs.dedup();
+        assert_eq!(needs.len(), FILES.len(), "to each its own: {needs:?}");
+        assert!(!files.has_iommufd());
+        fs::create_dir_all(dev.join("vfio/devices")).unwrap();
+        for (path, open) in FILES {
+            fs::write(dev.join(path), path).unwrap();
+            let file = fs::File::from(open(&files).unwrap());
+            assert_eq!(std::io::read_to_string(file).unwrap(), path);
+        }
+        assert!(files.has_iommufd());
+        fs::remove_dir_all(&dev).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_was_opened_before_is_taken_once() {
+        let opened =
+            FILES.map(|(path, _)| (path.to_owned(), memfd_create(path, MemfdFlags::CLOEXEC).unwrap()));
+        let numbers = opened.each_ref().map(|(_, file)| file.as_raw_fd());
+        let files = Preopened::new(opened);
+        for ((path, open), number) in FILES.into_iter().zip(numbers) {
+            assert_eq!(open(&files).unwrap().as_raw_fd(), number, "{path}");
+            let again = open(&files).unwrap_err();
+            assert!(matches!(&again, Error::NoVfio { path: it, .. } if *it == Path::new("/dev").join(path)));
+        }
+        assert!(files.has_iommufd(), "the next device is to go where the first one went");
+        assert!(!Preopened::default().has_iommufd());
     }
 }

@@ -184,3 +184,65 @@ fn of_the_host(device: &HostDevice) -> Option<String> {
         .collect();
     (!others.is_empty()).then(|| others.join(", "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Sysfs;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use vm_memory::GuestAddress;
+
+    #[test]
+    fn guest_memory_is_what_this_process_has_mapped_and_devices_may_write_to_it() {
+        let ranges = [(GuestAddress(0x4000_0000), 0x2000), (GuestAddress(0x8000_0000), 0x1000)];
+        let memory = GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap();
+        let all = DmaMemory::of_guest(&memory).unwrap();
+        let found = all.iter().map(|(at, part)| (*at, part.host(), part.bytes(), part.writable()));
+        let host = |at| memory.get_host_address(GuestAddress(at)).unwrap() as u64;
+        let there = [0x4000_0000, 0x8000_0000].map(host);
+        let expected = [(0x4000_0000, there[0], 0x2000, true), (0x8000_0000, there[1], 0x1000, true)];
+        assert_eq!(found.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn an_interface_is_called_what_it_says_of_itself() {
+        for kind in [IommuKind::Legacy, IommuKind::Iommufd, IommuKind::NoIommu] {
+            assert_eq!(kind.to_string().parse(), Ok(IommuChoice::Only(kind)));
+        }
+        assert_eq!("auto".parse(), Ok(IommuChoice::Auto));
+        for wrong in ["", "none", "Legacy"] {
+            assert!(wrong.parse::<IommuChoice>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn those_of_a_group_that_do_dma_for_the_host_are_named() {
+        let root = std::env::temp_dir().join(format!("vfio-iommu-{}-group", std::process::id()));
+        let devices = root.join("bus/pci/devices");
+        let group = root.join("group/devices");
+        fs::create_dir_all(&group).unwrap();
+        let add = |name: &str, driver: Option<&str>| {
+            let device = devices.join(name);
+            fs::create_dir_all(&device).unwrap();
+            symlink(root.join("group"), device.join("iommu_group")).unwrap();
+            symlink(&device, group.join(name)).unwrap();
+            if let Some(driver) = driver {
+                symlink(root.join("bus/pci/drivers").join(driver), device.join("driver")).unwrap();
+            }
+        };
+        add("0000:01:00.0", Some("nvme"));
+        add("0000:01:00.1", None);
+        add("0000:01:00.2", Some("vfio-pci"));
+        add("0000:01:00.3", Some("mlx5_vfio_pci"));
+        add("0000:01:00.4", Some("pcieport"));
+        add("0000:01:00.5", Some("pci-stub"));
+        let device = Sysfs::at(&root).pci_device("0000:01:00.0").unwrap();
+        assert_eq!(of_the_host(&device), None, "itself does not count");
+        add("0000:01:00.6", Some("e1000e"));
+        add("0000:01:00.7", Some("ahci"));
+        let others = "0000:01:00.6 has driver e1000e, 0000:01:00.7 has driver ahci";
+        assert_eq!(of_the_host(&device).as_deref(), Some(others));
+        fs::remove_dir_all(&root).unwrap();
+    }
+}

@@ -157,17 +157,18 @@ impl PlatformDevice {
         let Some(region) = self.regions.get_mut(index) else {
             return Err(Error::Description { name: name.to_owned(), what: format!("no region {index}") });
         };
-        region.base = Some(base);
         let pages =
             region.info.size.is_multiple_of(rustix::param::page_size() as u64) && region.info.size > 0;
         // A read-only slot would turn the guest's stores into exits with nobody to take them: rather trap all of it.
         if !region.info.mappable() || !region.info.readable() || !region.info.writable() || !pages {
+            region.base = Some(base);
             return Ok(false);
         }
         let mapping = self.device.map(&region.info, 0, region.info.size)?;
         let slot = slots.insert(base, SlotMemory::new(Arc::new(mapping))).map_err(|e| {
             Error::kernel("map into the guest", format!("region {index} of {name} at {base:#x}"), e)
         })?;
+        region.base = Some(base);
         region.slot = Some(DebugSlot(slot));
         Ok(true)
     }

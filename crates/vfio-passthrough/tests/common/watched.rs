@@ -8,6 +8,15 @@ use vfio_passthrough::{DeviceInfo, HotReset, HotResetInfo, IrqInfo, IrqSet, Mapp
 
 /// What is done at those moments; nothing, unless said.
 pub trait Watcher: Send + Sync {
+    /// What it says of itself, if that is not what the fake says.
+    fn region(&self, info: RegionInfo) -> RegionInfo {
+        info
+    }
+
+    fn irq(&self, info: IrqInfo) -> IrqInfo {
+        info
+    }
+
     fn before_write(&self, _fake: &FakeDevice, _offset: u64, _data: &[u8]) {}
 
     fn after_set_irqs(&self, _fake: &FakeDevice, _set: &IrqSet<'_>) {}
@@ -29,11 +38,11 @@ impl<W: Watcher> RawDevice for Watched<W> {
     }
 
     fn region(&self, index: u32) -> io::Result<RegionInfo> {
-        self.0.region(index)
+        self.0.region(index).map(|info| self.1.region(info))
     }
 
     fn irq(&self, index: u32) -> io::Result<IrqInfo> {
-        self.0.irq(index)
+        self.0.irq(index).map(|info| self.1.irq(info))
     }
 
     fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
