@@ -254,6 +254,7 @@ impl Operation {
         if geometry.readonly || count > MAX_RANGES || !bytes.is_multiple_of(RANGE) {
             return Ok(Parsed::Done(Status::IoError));
         }
+        let mut possible = true;
         // The next one is the last of the list.
         for index in (0..count).rev() {
             let mut entry = [0; RANGE as usize];
@@ -268,12 +269,17 @@ impl Operation {
             let length = u64::from(sectors) * SECTOR;
             let offset = geometry.locate(u64::from_le_bytes(sector), length);
             let Some(offset) = offset.filter(|_| sectors <= MAX_RANGE_SECTORS) else {
-                return Ok(Parsed::Done(Status::IoError));
+                // Unless the flags of another one are unknown, which is to be said first.
+                possible = false;
+                continue;
             };
             if length > 0 {
                 let zeroing = if flags & UNMAP != 0 { Zeroing::Punch } else { Zeroing::Zero };
                 self.ranges.push(Range { offset, length, zeroing });
             }
+        }
+        if !possible {
+            return Ok(Parsed::Done(Status::IoError));
         }
         if self.ranges.is_empty() {
             return Ok(Parsed::Done(Status::Ok));

@@ -20,7 +20,10 @@ fn segment(address: u64, length: u32) -> Segment {
 
 impl Rig {
     fn new(align: usize) -> Self {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        Self::on(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap(), align)
+    }
+
+    fn on(memory: GuestMemoryMmap, align: usize) -> Self {
         let geometry = Geometry {
             sectors: 1 << 20,
             block: u32::try_from(align).unwrap().max(512),
@@ -337,4 +340,70 @@ fn buffers_that_direct_io_cannot_take_go_through_one_that_it_can() {
     rig.parse(VIRTIO_BLK_T_IN, 0, &[segment(DATA_AT, 512), segment(DATA_AT + 4096, 1024)], false);
     assert_eq!(rig.run(&[Ok(1536)]), ["read 1536 at 0", "Ok"]);
     assert!(!rig.operation.bouncing);
+}
+
+/// A buffer across two regions of memory is two to the host, which takes 1024 at a time.
+#[test]
+fn more_pieces_than_the_host_takes_at_a_time_are_all_moved() {
+    const BORDER: u64 = MEMORY as u64 / 2;
+    let halves = [0, BORDER].map(|start| (GuestAddress(start), MEMORY / 2));
+    let pieces = vec![segment(BORDER - 1, 2); 768];
+    let data: Vec<u8> = (0..pieces.len()).flat_map(|_| *b"no").collect();
+    for (align, steps) in [(1, &[1024, 512][..]), (512, &[1536])] {
+        let mut rig = Rig::on(GuestMemoryMmap::from_ranges(&halves).unwrap(), align);
+        rig.memory.write_slice(b"no", GuestAddress(BORDER - 1)).unwrap();
+        rig.parse(VIRTIO_BLK_T_OUT, 0, &pieces, false);
+        let mut out = Vec::new();
+        for (n, &step) in (1..).zip(steps) {
+            let Step::Write { from, offset, .. } = rig.operation.step() else { panic!("a write") };
+            assert_eq!((bytes(from), offset), (step, out.len() as u64));
+            for part in from {
+                let mut bytes = vec![0u8; part.slice().len()];
+                part.slice().copy_to(&mut bytes[..]);
+                out.extend(bytes);
+            }
+            let done = n == steps.len();
+            assert_eq!(
+                rig.operation.finish_step(Ok(step)),
+                if done { Progress::Done(Status::Ok) } else { Progress::Again }
+            );
+        }
+        assert!(out == data, "{align}");
+
+        // All of them are one place: the last is what is there in the end.
+        rig.parse(VIRTIO_BLK_T_IN, 0, &pieces, false);
+        for (n, &step) in (1..).zip(steps) {
+            let Step::Read { to, .. } = rig.operation.step() else { panic!("a read") };
+            for part in to {
+                let there = vec![if n == steps.len() { b'x' } else { b'-' }; part.slice().len()];
+                part.slice().copy_from(&there[..]);
+            }
+            if let Step::Read { to: [part], .. } = rig.operation.step() {
+                part.slice().subslice(step - 2, 2).unwrap().copy_from(&b"yz"[..]);
+            }
+            let _ = rig.operation.finish_step(Ok(step));
+        }
+        let end: [u8; 2] = rig.memory.read_obj(GuestAddress(BORDER - 1)).unwrap();
+        assert_eq!(&end, if align > 1 { b"yz" } else { b"xx" });
+    }
+}
+
+/// Section 5.2.6.2: that the device does not know a flag goes before anything else that is wrong.
+#[test]
+fn an_unknown_flag_in_any_range_makes_the_request_an_unknown_one() {
+    let mut rig = Rig::new(1);
+    let beyond = 1 << 20;
+    let table = [
+        (VIRTIO_BLK_T_DISCARD, [(beyond, 0), (0, 1)], Status::Unsupported),
+        (VIRTIO_BLK_T_DISCARD, [(0, 1), (beyond, 0)], Status::Unsupported),
+        (VIRTIO_BLK_T_WRITE_ZEROES, [(beyond, 0), (0, 2)], Status::Unsupported),
+        (VIRTIO_BLK_T_WRITE_ZEROES, [(0, 2), (beyond, 0)], Status::Unsupported),
+        (VIRTIO_BLK_T_WRITE_ZEROES, [(beyond, 0), (0, 1)], Status::IoError),
+        (VIRTIO_BLK_T_WRITE_ZEROES, [(0, 1), (beyond, 0)], Status::IoError),
+    ];
+    for (kind, ranges, expected) in table {
+        let [first, second] = ranges;
+        let data = [rig.range(DATA_AT, first.0, 8, first.1), rig.range(DATA_AT + 16, second.0, 8, second.1)];
+        assert_eq!(rig.parse(kind, 0, &data, false), Parsed::Done(expected), "{kind}: {ranges:?}");
+    }
 }

@@ -172,7 +172,8 @@ impl Buffers {
         let Some(bounce) = &self.bounce else { return };
         let ours = bounce.part.slice();
         let mut at = 0;
-        for part in self.parts() {
+        // All of them: the kernel's limit is none of what it does not see.
+        for part in self.parts.get(self.first..).unwrap_or_default() {
             let theirs = part.slice();
             let length = theirs.len().min(bytes.saturating_sub(at));
             if let (Ok(ours), Ok(theirs)) = (ours.subslice(at, length), theirs.subslice(0, length)) {
@@ -337,10 +338,12 @@ impl<T: Request> Uring<T> {
     /// Where the host has no io_uring, or forbids it.
     pub(crate) fn new(depth: u32, file: &File, descriptors: &[BorrowedFd<'_>]) -> io::Result<Self> {
         let entries = depth.next_power_of_two();
-        // Completions are worked off by this thread when it asks, not by interrupting it (Linux 6.1); older kernels do without.
+        // Completions are worked off by this thread when it asks, not by interrupting it (Linux 6.1); older kernels do without. The flag says that there are some: without
+        // it, only who blocks would ask.
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .build(entries)
             .or_else(|_| IoUring::builder().build(entries))?;
         // Polls that last came with Linux 5.13, and so did this.
@@ -412,9 +415,8 @@ impl<T: Request> Uring<T> {
         if let Some(errno) = self.deaf {
             return Err(io::Error::from_raw_os_error(errno));
         }
-        self.arm()?;
         loop {
-            match self.ring.submit_and_wait(usize::from(block)) {
+            match self.arm().and_then(|()| self.ring.submit_and_wait(usize::from(block))) {
                 Ok(_) => return Ok(()),
                 Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
                 // Completions have to be taken first.
@@ -586,3 +588,7 @@ pub(crate) fn read_blocks(file: &File, offset: u64, length: usize, block: usize)
     pages.read_slice(&mut bytes, GuestAddress(0)).map_err(io::Error::other)?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+#[path = "storage_tests.rs"]
+mod tests;
