@@ -154,7 +154,7 @@ pub(crate) struct DriverQueue {
 
 impl DriverQueue {
     /// Where a queue's parts are, from its base on.
-    const AVAILABLE: u64 = 0x8000;
+    pub(crate) const AVAILABLE: u64 = 0x8000;
     const USED: u64 = 0xa000;
     /// How much memory a queue takes.
     pub(crate) const BYTES: u64 = 0x1_0000;

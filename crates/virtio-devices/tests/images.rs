@@ -268,3 +268,33 @@ fn damaged_headers_are_refused_or_used_but_do_no_harm() {
         }
     }
 }
+
+#[test]
+fn a_qcow2_image_of_any_age_is_zeroed_and_discarded_and_longer_than_what_is_behind_it() {
+    const NAME: &str = "a_qcow2_image_of_any_age_is_zeroed_and_discarded_and_longer_than_what_is_behind_it";
+    let directory = Directory::new();
+    let base = directory.raw("base.img", 2048);
+    for age in ["compat=0.10", "compat=1.1"] {
+        let path = directory.path(&format!("{age}.qcow2"));
+        let options = ["-o", age, "-b", text(&base), "-F", "raw", text(&path), "2M"];
+        let create = [&["create", "-q", "-f", "qcow2"], &options[..]].concat();
+        let Some(()) = qemu_img(NAME, &create) else { return };
+        let mut expected = [pattern(0, 2048), vec![0; 2048 * 512]].concat();
+        let mut disk = Disk::new(&self::options(&path));
+        assert!(disk.read(0, 4096 * 512).unwrap() == expected, "{age}");
+        assert_eq!(disk.write(2000, &pattern(7, 100)), OK, "{age}");
+        expected[2000 * 512..2100 * 512].copy_from_slice(&pattern(7, 100));
+        // Whole clusters, and parts of them; what is there, what is behind it, and what is nowhere.
+        for (sector, sectors) in [(256u64, 128u32), (1000, 3), (2010, 128), (3000, 1000)] {
+            for unmap in [0, 1] {
+                let from = sector + u64::from(unmap) * 5;
+                assert_eq!(disk.ranges(WRITE_ZEROES, &[(from, sectors, unmap)]), OK, "{age}");
+                expected[from as usize * 512..][..sectors as usize * 512].fill(0);
+            }
+        }
+        assert!(disk.read(0, 4096 * 512).unwrap() == expected, "{age}");
+        // A discard is a hint, which need not come to anything.
+        assert_eq!(disk.ranges(DISCARD, &[(0, 128, 0), (700, 3, 0)]), OK, "{age}");
+        assert!(disk.read(1000, 512 * 1000).unwrap() == expected[1000 * 512..2000 * 512], "{age}");
+    }
+}

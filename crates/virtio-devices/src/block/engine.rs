@@ -53,6 +53,15 @@ struct Server {
     moved: u64,
 }
 
+/// What came of looking for a request.
+enum Taken {
+    /// There is none.
+    Nothing,
+    /// There was one, which is answered.
+    Answered,
+    Request(Box<Operation>),
+}
+
 /// When so many bytes were moved, the driver hears of it, though there is more to do: it can go on with what it has.
 const PORTION: u64 = 128 << 10;
 
@@ -132,18 +141,18 @@ impl Server {
         }
     }
 
-    /// Takes the next request. Those that need nothing of the image are answered on the way; `None` if there are no more.
-    fn take(&mut self) -> Result<Option<Box<Operation>>, RingError> {
-        while self.queue.ring.pop(&mut self.chain)? {
-            let memory = self.queue.ring.memory();
-            let mut operation = self.spare.pop().unwrap_or_else(|| Box::new(Operation::new(memory.clone())));
-            let durable = !self.queue.shared.writeback.load(Ordering::Relaxed);
-            match operation.parse(&self.chain, memory, &self.queue.geometry, durable)? {
-                Parsed::Start => return Ok(Some(operation)),
-                Parsed::Done(status) => self.answer(operation, status)?,
-            }
+    /// Takes the next request. One that needs nothing of the image is answered.
+    fn take(&mut self) -> Result<Taken, RingError> {
+        if !self.queue.ring.pop(&mut self.chain)? {
+            return Ok(Taken::Nothing);
         }
-        Ok(None)
+        let memory = self.queue.ring.memory();
+        let mut operation = self.spare.pop().unwrap_or_else(|| Box::new(Operation::new(memory.clone())));
+        let durable = !self.queue.shared.writeback.load(Ordering::Relaxed);
+        match operation.parse(&self.chain, memory, &self.queue.geometry, durable)? {
+            Parsed::Start => Ok(Taken::Request(operation)),
+            Parsed::Done(status) => self.answer(operation, status).map(|()| Taken::Answered),
+        }
     }
 
     fn answer(&mut self, mut operation: Box<Operation>, status: Status) -> Result<(), RingError> {
@@ -166,12 +175,16 @@ impl Server {
     fn drain(&mut self, disk: &dyn Executor) -> Result<(), RingError> {
         for _ in 0..self.queue.ring.size() {
             self.queue.ring.disable_notifications()?;
-            let Some(mut operation) = self.take()? else {
-                self.interrupt()?;
-                if self.queue.ring.enable_notifications()? {
-                    continue;
+            let mut operation = match self.take()? {
+                Taken::Request(operation) => operation,
+                Taken::Answered => continue,
+                Taken::Nothing => {
+                    self.interrupt()?;
+                    if self.queue.ring.enable_notifications()? {
+                        continue;
+                    }
+                    return Ok(());
                 }
-                return Ok(());
             };
             let status = loop {
                 match operation.finish_step(disk.execute(operation.step()).map_err(errno)) {
@@ -198,8 +211,9 @@ impl Server {
                 return Ok(false);
             }
             match self.take()? {
-                Some(operation) => self.start(storage, operation)?,
-                None => {
+                Taken::Request(operation) => self.start(storage, operation)?,
+                Taken::Answered => {}
+                Taken::Nothing => {
                     // The driver hears of what was done at once before we look again: it may have more for us then.
                     self.interrupt()?;
                     if !self.queue.ring.enable_notifications()? {
@@ -250,8 +264,14 @@ impl Server {
     }
 }
 
+/// What the kernel would say.
 fn errno(error: io::Error) -> i32 {
-    error.raw_os_error().unwrap_or(libc::EIO)
+    match (error.raw_os_error(), error.kind()) {
+        (Some(errno), _) => errno,
+        // An old qcow2 image has no way to say that a cluster is zero: imago says so itself.
+        (None, io::ErrorKind::Unsupported) => libc::EOPNOTSUPP,
+        _ => libc::EIO,
+    }
 }
 
 /// Why a worker has ended before it was told to.
@@ -262,3 +282,7 @@ enum Broken {
     #[error("the host's io_uring has failed: {0}")]
     Uring(#[from] io::Error),
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;
