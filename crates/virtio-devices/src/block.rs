@@ -211,8 +211,10 @@ pub struct Block {
     sizes: Vec<u16>,
     shared: Arc<Shared>,
     blocking: bool,
-    /// The driver has chosen write-back or write-through with [`WRITEBACK`].
-    wce_negotiated: bool,
+    /// Whether the driver may choose between write-back and write-through with [`WRITEBACK`], once that is known: at DRIVER_OK.
+    may_choose: Option<bool>,
+    /// It has done so.
+    has_chosen: bool,
     workers: Vec<Worker>,
 }
 
@@ -265,7 +267,8 @@ impl Block {
             sizes: vec![QUEUE_SIZE; usize::from(*queues)],
             shared: Arc::new(shared),
             blocking: *blocking,
-            wce_negotiated: false,
+            may_choose: None,
+            has_chosen: false,
             workers: Vec::new(),
         })
     }
@@ -331,11 +334,12 @@ impl VirtioDevice for Block {
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
-        // Section 5.2.5: the driver writes it only if the feature is negotiated.
+        // Section 5.2.5: the driver writes it only if the feature is negotiated. It is, or is not, before DRIVER_OK (section 3.1.1, step 7).
         if let (WRITEBACK, [writeback]) = (offset, data)
-            && self.wce_negotiated
+            && self.may_choose != Some(false)
         {
             self.shared.writeback.store(*writeback != 0, Ordering::Relaxed);
+            self.has_chosen = true;
         }
     }
 
@@ -344,10 +348,13 @@ impl VirtioDevice for Block {
         if queues.is_empty() {
             return Err(ActivateError::MissingQueue(0));
         }
-        // Section 5.2.6.2: a driver that cannot flush is served with write-through; one that can choose begins with write-back.
-        self.wce_negotiated = features & 1 << VIRTIO_BLK_F_CONFIG_WCE != 0;
-        let writeback = features & 1 << VIRTIO_BLK_F_FLUSH != 0 || self.wce_negotiated;
-        self.shared.writeback.store(writeback, Ordering::Relaxed);
+        // Sections 5.2.5.2 and 5.2.6.2: a driver that cannot flush is served with write-through, until it chooses otherwise.
+        let may_choose = features & 1 << VIRTIO_BLK_F_CONFIG_WCE != 0;
+        self.may_choose = Some(may_choose);
+        if !(may_choose && self.has_chosen) {
+            let writeback = features & 1 << VIRTIO_BLK_F_FLUSH != 0;
+            self.shared.writeback.store(writeback, Ordering::Relaxed);
+        }
         for active in queues {
             let name = format!("virtio-blk-{}", active.index);
             let queue = Queue {
@@ -369,7 +376,8 @@ impl VirtioDevice for Block {
         self.workers.clear();
         self.shared.writeback.store(true, Ordering::Relaxed);
         self.shared.rings.store(0, Ordering::Relaxed);
-        self.wce_negotiated = false;
+        self.may_choose = None;
+        self.has_chosen = false;
     }
 }
 

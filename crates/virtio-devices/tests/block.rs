@@ -12,7 +12,7 @@ use common::disk::{
     DISCARD, Directory, Disk, GET_ID, IN, IOERR, OK, OUT, ROOM, UNSUPP, WRITE_ZEROES, contents, has_direct,
     pattern,
 };
-use common::driver::{Buffer, Driver, EVENT_IDX, NEEDS_RESET};
+use common::driver::{Buffer, Driver, EVENT_IDX, NEEDS_RESET, VERSION_1};
 use common::{MEMORY, Machine, REGION, wait_for};
 use virtio_devices::{Block, BlockOptions};
 use vm_memory::{Bytes, GuestAddress};
@@ -331,6 +331,26 @@ fn the_driver_chooses_between_write_back_and_write_through() {
     }
     disk.driver.reset();
     assert_eq!(writeback(&disk), 1);
+    // Section 5.2.5.2: what it is at DRIVER_OK, by the features and by what the driver has written before.
+    let table = [
+        (DISK_FLUSH | CONFIG_WCE, None, 1),
+        (DISK_FLUSH | CONFIG_WCE, Some(0), 0),
+        (CONFIG_WCE, None, 0),
+        (CONFIG_WCE, Some(1), 1),
+        (DISK_FLUSH, Some(0), 1),
+        (0, Some(1), 0),
+        // What another driver has chosen is nothing to this one.
+        (DISK_FLUSH | CONFIG_WCE, None, 1),
+    ];
+    for (features, chosen, expected) in table {
+        let features = disk.driver.negotiate(features | VERSION_1);
+        if let Some(chosen) = chosen {
+            disk.driver.write(disk.driver.device, 32, &[chosen]);
+        }
+        let _queue = disk.driver.queue(0, features);
+        disk.driver.driver_ok();
+        assert_eq!(writeback(&disk), expected, "{features:#x} {chosen:?}");
+    }
 }
 
 #[test]
