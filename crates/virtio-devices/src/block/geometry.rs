@@ -41,6 +41,11 @@ impl Geometry {
         (whole && end <= self.sectors * SECTOR).then_some(offset)
     }
 
+    /// Sectors of a range, in whole blocks: a driver cuts what is longer into pieces of so many (Linux 6.12, `block/blk-lib.c`, `__blkdev_issue_write_zeroes`).
+    fn max_range(&self) -> u32 {
+        MAX_RANGE_SECTORS - MAX_RANGE_SECTORS % (self.block / 512)
+    }
+
     /// The configuration space.
     pub(super) fn config(&self, writeback: bool) -> [u8; CONFIG] {
         let mut config = [0; CONFIG];
@@ -60,11 +65,11 @@ impl Geometry {
         put(26, &minimum.to_le_bytes());
         put(32, &[u8::from(writeback)]);
         put(34, &self.queues.to_le_bytes());
-        put(36, &MAX_RANGE_SECTORS.to_le_bytes());
+        put(36, &self.max_range().to_le_bytes());
         put(40, &MAX_RANGES.to_le_bytes());
         // What a hole in a file is made of.
         put(44, &(self.physical.max(self.block) / 512).to_le_bytes());
-        put(48, &MAX_RANGE_SECTORS.to_le_bytes());
+        put(48, &self.max_range().to_le_bytes());
         put(52, &MAX_RANGES.to_le_bytes());
         put(56, &[1]);
         config
@@ -73,3 +78,29 @@ impl Geometry {
 
 /// Where the driver can write: the field `writeback`.
 pub(super) const WRITEBACK: u64 = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_range_is_one_that_a_request_may_have() {
+        for (block, most) in [(512, 0x3f_ffff), (1024, 0x3f_fffe), (4096, 0x3f_fff8)] {
+            let geometry = Geometry {
+                sectors: 1 << 30,
+                block,
+                physical: 4096,
+                align: 1,
+                readonly: false,
+                serial: [0; SERIAL],
+                queues: 1,
+            };
+            let config = geometry.config(true);
+            for (field, at) in [("max_discard_sectors", 36), ("max_write_zeroes_sectors", 48)] {
+                let bytes = config.get(at..at + 4).unwrap().try_into().unwrap();
+                assert_eq!(u32::from_le_bytes(bytes), most, "{field}, blocks of {block}");
+            }
+            assert_eq!(geometry.locate(0, u64::from(most) * SECTOR), Some(0));
+        }
+    }
+}
