@@ -84,18 +84,24 @@ impl Source {
         }
     }
 
+    /// Serves all there is. If there is no end of it, comes back soon, so that a stop is heard.
     fn serve(&mut self) -> Result<(), RingError> {
-        loop {
+        for _ in 0..self.ring.size() {
             self.ring.disable_notifications()?;
-            while self.ring.pop(&mut self.chain)? {
+            if self.ring.pop(&mut self.chain)? {
                 let written = self.fill()?;
                 self.ring.push(self.chain.head(), written)?;
+                continue;
             }
             self.ring.interrupt()?;
             if !self.ring.enable_notifications()? {
                 return Ok(());
             }
         }
+        self.ring.interrupt()?;
+        // An eventfd that is open takes the signal.
+        let _ = self.ring.notify().ring();
+        Ok(())
     }
 
     /// Puts random bytes into the chain. Returns how many.
@@ -114,5 +120,67 @@ impl Source {
         }
         let written = self.chain.write(self.ring.memory(), 0, bytes.get(..filled).unwrap_or_default())?;
         Ok(u32::try_from(written).unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Display;
+    use std::os::fd::BorrowedFd;
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::lock::lock;
+    use crate::testing::{Driver, writable};
+    use crate::{ActiveQueue, QueueInterrupt};
+
+    /// A driver that answers an interrupt with another request, at once and so many times.
+    struct Eager {
+        driver: Mutex<(Driver, u32)>,
+    }
+
+    impl Transport for Eager {
+        fn interrupt_queue(&self, _: u16) -> Result<(), irqfd::Error> {
+            let (driver, left) = &mut *lock(&self.driver);
+            if *left > 0 {
+                *left -= 1;
+                driver.queues[0].add_quietly(&[writable(Driver::DATA, 8)]);
+            }
+            Ok(())
+        }
+
+        fn queue_eventfd(&self, _: u16) -> Result<BorrowedFd<'_>, ActivateError> {
+            Err(ActivateError::MissingQueue(0))
+        }
+
+        fn config_changed(&self) {}
+
+        fn needs_reset(&self, why: &dyn Display) {
+            panic!("{why}");
+        }
+    }
+
+    /// A reset waits for what the thread does before it looks for the stop: that has an end, however fast the driver is.
+    #[test]
+    fn a_driver_that_always_wants_more_does_not_keep_the_thread_from_its_end() {
+        const REQUESTS: u32 = 1000;
+        let mut driver = Driver::new(&SIZES, 0, 0x1000);
+        driver.queues[0].add_quietly(&[writable(Driver::DATA, 8)]);
+        let mut activation = driver.activation(0);
+        let served = driver.queues[0].spy();
+        let eager = Arc::new(Eager { driver: Mutex::new((driver, REQUESTS - 1)) });
+        let interrupt = QueueInterrupt::new(Arc::clone(&eager) as _, 0);
+        let queue = ActiveQueue { interrupt, ..activation.queues.remove(0) };
+        let mut source = Source { ring: Ring::new(queue, activation.memory), chain: Chain::new() };
+        let mut turns = 0;
+        while u32::from(served()) < REQUESTS {
+            let before = served();
+            source.serve().unwrap();
+            assert!(served() - before <= SIZES[0]);
+            let more = u32::from(served()) < REQUESTS;
+            assert_eq!(source.ring.notify().take().unwrap(), u64::from(more), "it comes back by itself");
+            turns += 1;
+        }
+        assert!(turns >= REQUESTS / u32::from(SIZES[0]));
     }
 }
