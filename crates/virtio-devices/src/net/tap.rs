@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use libc::c_short;
+use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::features::TapOffloads;
@@ -146,18 +147,16 @@ impl Tap {
     /// Whatever is in the way: see [`TapError`].
     pub fn open(name: &str, queues: usize) -> Result<Self, TapError> {
         check(name, queues)?;
-        let host = |action| move |source| TapError::Host { action, name: name.to_owned(), source };
-        let socket = any_socket().map_err(host("ask the kernel about"))?;
-        // Before it is ours.
-        let has_carrier = match sys::interface_has_carrier(&socket, name) {
-            Ok(has_carrier) => has_carrier,
-            // An interface that cannot tell is no tap, which is found out in a moment.
-            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => false,
-            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {
-                return Err(TapError::Missing { name: name.to_owned() });
+        loop {
+            let found = Found::by_name(name)?;
+            if let Some(tap) = Self::open_found(name, queues, found)? {
+                return Ok(tap);
             }
-            Err(e) => return Err(host("ask the kernel about")(e)),
-        };
+        }
+    }
+
+    /// Opens the interface that was found by that name. `None` if it has gone since: where there is none any more the kernel makes one, to whoever may.
+    pub(super) fn open_found(name: &str, queues: usize, found: Found) -> Result<Option<Self>, TapError> {
         let first = open_tun()?;
         let opened = attach(&first, name, if queues > 1 { IFF_MULTI_QUEUE } else { 0 }).map(|()| queues > 1);
         // An interface is made either for one queue or for many, and the flag has to say which.
@@ -176,9 +175,13 @@ impl Tap {
             Err(TapError::NotATap { .. }) => attach(&first, name, IFF_MULTI_QUEUE).map(|()| true)?,
             Err(other) => return Err(other),
         };
+        // It stays as it is while it is ours.
+        if Found::by_name(name)?.index != found.index {
+            return Ok(None);
+        }
         // With many queues the kernel lets anybody add another one; it has a carrier while somebody has one
         // open, unless it is down.
-        if multi_queue && has_carrier {
+        if multi_queue && found.has_carrier {
             return Err(TapError::Busy { name: name.to_owned() });
         }
         let mut files = vec![first];
@@ -187,7 +190,7 @@ impl Tap {
             attach(&file, name, IFF_MULTI_QUEUE)?;
             files.push(file);
         }
-        Self::new(name.to_owned(), files)
+        Self::new(name.to_owned(), files).map(Some)
     }
 
     /// Makes an interface of that name, which lives as long as the result. It wants `CAP_NET_ADMIN`. The interface is down, and on no bridge:
@@ -240,22 +243,25 @@ impl Tap {
     }
 
     /// Something that keeps frames apart as a tap does, such as a datagram socket; it can do nothing else that a tap can.
-    #[cfg(feature = "fuzzing")]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn imitated(fd: OwnedFd) -> Self {
         Self { name: String::new(), queues: vec![fd.into()], offloads: TapOffloads::NONE, mtu: None }
     }
 
     /// The frames' form, and what the host can do.
-    fn new(name: String, queues: Vec<File>) -> Result<Self, TapError> {
+    pub(super) fn new(name: String, queues: Vec<File>) -> Result<Self, TapError> {
         let host = |action| {
             let name = name.clone();
             move |source| TapError::Host { action, name, source }
         };
-        // All of these are the interface's, whichever of its queues is asked.
         let first = queues.first().ok_or(TapError::Queues(0))?;
-        let size = HEADER_SIZE.cast_signed();
-        sys::set_header_size(first, size).map_err(host("set the header size of"))?;
-        sys::set_little_endian(first).map_err(host("set the header's byte order of"))?;
+        // A tap has one header for all of its queues; with a macvtap each queue has its own (`tap_ioctl`, Linux 6.12, `drivers/net/tap.c`).
+        for queue in &queues {
+            let size = HEADER_SIZE.cast_signed();
+            sys::set_header_size(queue, size).map_err(host("set the header size of"))?;
+            sys::set_little_endian(queue).map_err(host("set the header's byte order of"))?;
+        }
+        // These are the interface's, whichever of its queues is asked.
         let offloads = TapOffloads::PROBES
             .into_iter()
             .find(|probe| sys::set_offload(first, probe.flags()).is_ok())
@@ -349,6 +355,31 @@ impl Tap {
     fn first(&self) -> BorrowedFd<'_> {
         #[expect(clippy::indexing_slicing, reason = "a tap has at least one queue: `new`")]
         self.queues[0].as_fd()
+    }
+}
+
+/// An interface as it is before it is opened.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Found {
+    /// Its number: one that is made anew by the same name has another.
+    index: u32,
+    has_carrier: bool,
+}
+
+impl Found {
+    pub(super) fn by_name(name: &str) -> Result<Self, TapError> {
+        let asked = |source: io::Error| match source.raw_os_error() {
+            Some(libc::ENODEV) => TapError::Missing { name: name.to_owned() },
+            _ => TapError::Host { action: "ask the kernel about", name: name.to_owned(), source },
+        };
+        let socket = any_socket().map_err(asked)?;
+        let index = name_to_index(&socket, name).map_err(|errno| asked(errno.into()))?;
+        let has_carrier = match sys::interface_has_carrier(&socket, name) {
+            // An interface that cannot tell is no tap, which is found out in a moment.
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => false,
+            other => other.map_err(asked)?,
+        };
+        Ok(Self { index, has_carrier })
     }
 }
 

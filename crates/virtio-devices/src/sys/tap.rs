@@ -154,6 +154,14 @@ pub(crate) mod host {
         })
     }
 
+    /// `TUNGETVNETHDRSZ`: how long the header before each frame is.
+    pub(crate) fn header_size(fd: impl AsFd) -> io::Result<c_int> {
+        let mut size: c_int = 0;
+        // SAFETY: the kernel writes one int.
+        check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TUNGETVNETHDRSZ, &raw mut size) })?;
+        Ok(size)
+    }
+
     /// `SIOCSARP`: `address`, behind the interface `name`, has the Ethernet address `mac` for good.
     pub(crate) fn set_neighbour(
         socket: impl AsFd,

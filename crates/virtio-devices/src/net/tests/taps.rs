@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use std::process::Command;
 
 use super::super::features;
-use crate::sys::tap::host;
+use super::super::tap::Found;
+use crate::sys::tap::{self as sys, host};
 use crate::testing::{
     BREAKAGES, Driver, DriverQueue, EVENT_IDX, assert_descriptors_below, no_thread_named, open_descriptors,
     readable, writable,
@@ -469,6 +470,33 @@ fn taps_that_cannot_be_had_are_said_to_be_so() {
         assert!(matches!(Tap::open("dbt9", 1), Err(TapError::Busy { .. })));
         drop(tap);
         drop(open_when_free("dbt9", 1).expect("one queue of a tap for many"));
+    });
+}
+
+#[test]
+fn an_interface_that_goes_while_it_is_opened_is_not_made_anew() {
+    in_own_network(|| {
+        persistent("dbt13", 1);
+        let found = Found::by_name("dbt13").unwrap();
+        ip("link del dbt13");
+        assert!(Tap::open_found("dbt13", 1, found).unwrap().is_none());
+        assert!(matches!(open_when_free("dbt13", 1), Err(TapError::Missing { .. })), "nor is it left behind");
+    });
+}
+
+/// Those of a macvtap have a header size each. Those of two taps will do to see it.
+#[test]
+fn each_descriptor_is_told_of_the_header() {
+    in_own_network(|| {
+        let [one, other] = ["dbt14", "dbt15"].map(|name| Tap::create(name, 1).unwrap());
+        let file = |tap: &Tap| tap.queue(0).unwrap().try_clone().unwrap();
+        for tap in [&one, &other] {
+            sys::set_header_size(file(tap), 10).unwrap();
+        }
+        let tap = Tap::new("dbt14".to_owned(), vec![file(&one), file(&other)]).unwrap();
+        for queue in 0..2 {
+            assert_eq!(host::header_size(tap.queue(queue).unwrap()).unwrap(), 12);
+        }
     });
 }
 
