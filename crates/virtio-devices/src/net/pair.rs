@@ -234,8 +234,9 @@ impl Pair {
                 if let Some(wake) = self.shared.wake(self.index) {
                     let _ = wake.take();
                 }
-                // Perhaps the queue takes part again. If not, this comes to nothing.
-                self.interest = Some(Interest::Nothing);
+                // Perhaps the queue takes part again. If not, this comes to nothing. What is listened to goes on being known: a tap that was taken to be
+                // listened to for nothing would report a frame without a buffer for ever.
+                self.interest.get_or_insert(Interest::Nothing);
                 self.receive()?;
                 self.send()?;
             }
