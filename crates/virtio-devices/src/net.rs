@@ -109,10 +109,11 @@ impl Net {
         let mac = mac.unwrap_or_else(|| MacAddress::derived_from(tap.name().as_bytes()));
         let mut queue_sizes = vec![queue_size; 2 * tap.queue_pairs()];
         queue_sizes.push(CONTROL_QUEUE_SIZE);
-        let vhost = match (vhost, VhostPairs::open(tap.queue_pairs())) {
-            (Vhost::Off, _) | (Vhost::Auto, Err(_)) => None,
-            (Vhost::Auto | Vhost::On, Ok(vhost)) => Some(vhost),
-            (Vhost::On, Err(source)) => return Err(NetError::Vhost { source }),
+        // To open it is to have the kernel start a thread: not if it must not.
+        let opened = (vhost != Vhost::Off).then(|| VhostPairs::open(tap.queue_pairs()));
+        let vhost = match opened {
+            Some(Err(source)) if vhost == Vhost::On => return Err(NetError::Vhost { source }),
+            opened => opened.and_then(Result::ok),
         };
         let shared = Arc::new(Shared::new(mac, tap.queue_pairs())?);
         Ok(Self { tap: Arc::new(tap), mac, shared, queue_sizes, vhost, workers: Vec::new() })
