@@ -145,21 +145,23 @@ impl Port {
                 None => break,
             };
             let length = self.output_chain.readable_len();
-            let rest = self.output_chain.readable_from(done).take(PIECES);
-            let step = match self.scatter.write(&*self.output, self.transmit.memory(), rest) {
-                _ if self.deaf || done == length => length - done,
-                Ok(step) => u32::try_from(step).unwrap_or(u32::MAX),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.written = Some(done);
-                    blocked = true;
-                    break;
-                }
-                Err(_) => {
-                    self.deaf = true;
-                    length - done
+            let done = if self.deaf {
+                length
+            } else {
+                let rest = self.output_chain.readable_from(done).take(PIECES);
+                match self.scatter.write(&*self.output, self.transmit.memory(), rest) {
+                    Ok(step) => done.saturating_add(u32::try_from(step).unwrap_or(u32::MAX)),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        self.written = Some(done);
+                        blocked = true;
+                        break;
+                    }
+                    Err(_) => {
+                        self.deaf = true;
+                        length
+                    }
                 }
             };
-            let done = done.saturating_add(step);
             if done < length {
                 self.written = Some(done);
             } else {

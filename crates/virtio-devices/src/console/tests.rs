@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
+use irqfd::Doorbell;
 use rustix::fs::{OFlags, fcntl_getfl};
 
 use super::*;
@@ -73,6 +74,21 @@ fn a_reader_that_is_gone_does_not_stop_the_guest() {
     }
     driver.queues[0].add(&[writable(DATA, 100)]);
     assert_eq!(driver.transport.needs_reset(), None);
+}
+
+#[test]
+fn after_a_failed_write_output_goes_nowhere() {
+    // An eventfd takes eight bytes and nothing else.
+    let counter = Doorbell::new().unwrap();
+    let output = counter.as_fd().try_clone_to_owned().unwrap();
+    let mut console = Console::new(None, output, None).unwrap();
+    let mut driver = Driver::start(&mut console, 0, 1 << 16).unwrap();
+    driver.write(DATA, &1_u64.to_ne_bytes());
+    for (length, counted) in [(8, 1), (8, 1), (4, 0), (8, 0)] {
+        driver.queues[1].add(&[readable(DATA, length)]);
+        assert_eq!(driver.queues[1].wait_used().1, 0);
+        assert_eq!(counter.take().unwrap(), counted);
+    }
 }
 
 #[test]
