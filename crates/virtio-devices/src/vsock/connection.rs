@@ -42,7 +42,6 @@ struct Unsaid {
     request: bool,
     response: bool,
     credit: bool,
-    credit_request: bool,
     shutdown: u32,
 }
 
@@ -238,15 +237,9 @@ impl Connection {
 
     /// Whether there is something to tell the guest.
     pub(super) fn has_something(&self) -> bool {
-        let Unsaid { request, response, credit, credit_request, shutdown } = self.unsaid;
+        let Unsaid { request, response, credit, shutdown } = self.unsaid;
         let data = self.readable && self.may_read() && (self.credit.room() > 0 || !self.asked);
-        request
-            || response
-            || credit
-            || credit_request
-            || shutdown != 0
-            || data
-            || self.credit.worth_telling()
+        request || response || credit || shutdown != 0 || data || self.credit.worth_telling()
     }
 
     /// Puts the next packet into a buffer of the guest's. Returns how long it is with its header, or nothing if there was none after all.
@@ -324,8 +317,10 @@ impl Connection {
             (true, true) => Some(Interest::Both),
             (true, false) => Some(Interest::Read),
             (false, true) => Some(Interest::Write),
-            // Half closed: the other half goes with a hang-up.
-            (false, false) if self.at_end && !self.hung_up => Some(Interest::Nothing),
+            // Half closed, from either side: the other half goes with a hang-up.
+            (false, false) if self.established && !self.may_read() && !self.hung_up => {
+                Some(Interest::Nothing)
+            }
             (false, false) => None,
         };
         if wanted == self.listening {

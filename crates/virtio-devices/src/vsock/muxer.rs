@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use rustix::process::{Resource, getrlimit};
 use vm_memory::GuestMemoryMmap;
 
 use super::HOST_CID;
@@ -14,7 +15,7 @@ use crate::sys::scatter::Scatter;
 use crate::{Chain, Events, Interest, RingError};
 
 /// How many connections there can be at a time. With the buffer of each, it bounds what host programs that do not read make us keep.
-pub(super) const MAX_CONNECTIONS: usize = 1024;
+const MAX_CONNECTIONS: usize = 1024;
 
 /// How many host programs can be about to say which port they want.
 const MAX_HANDSHAKES: usize = 64;
@@ -28,6 +29,13 @@ const FIRST_HOST_PORT: u32 = 1 << 30;
 /// The first token of a connection or handshake; those below are the device's.
 pub(super) const FIRST_TOKEN: u64 = 16;
 
+/// How many connections there can be in a process that may have `descriptors` open. Half of these are for the rest of it: a guest that connects as often as it can
+/// must not keep it from opening anything else.
+fn most_connections(descriptors: Option<u64>) -> usize {
+    let half = descriptors.and_then(|descriptors| usize::try_from(descriptors / 2).ok());
+    half.map_or(MAX_CONNECTIONS, |half| half.min(MAX_CONNECTIONS))
+}
+
 /// All connections.
 pub(super) struct Muxer {
     guest_cid: u64,
@@ -37,9 +45,11 @@ pub(super) struct Muxer {
     handshakes: BTreeMap<u64, Handshake>,
     /// Those with something for the guest, in turn.
     ready: VecDeque<u64>,
-    resets: VecDeque<Ports>,
+    /// Which connections are to be reset, and the type that the guest has for each.
+    resets: VecDeque<(Ports, u16)>,
     next_token: u64,
     next_port: u32,
+    most: usize,
     scatter: Scatter,
 }
 
@@ -55,6 +65,7 @@ impl Muxer {
             resets: VecDeque::new(),
             next_token: FIRST_TOKEN,
             next_port: FIRST_HOST_PORT,
+            most: most_connections(getrlimit(Resource::Nofile).current),
             scatter: Scatter::new(),
         }
     }
@@ -90,10 +101,14 @@ impl Muxer {
             return Ok(());
         }
         let ports = Ports { guest: header.source_port, host: header.destination_port };
-        if header.destination_cid != HOST_CID || header.kind != STREAM {
-            // Also of a kind that is not ours to reset: no such connection exists.
-            if header.op != Some(Op::Reset) && header.destination_cid == HOST_CID {
-                self.resets.push_back(ports);
+        if header.destination_cid != HOST_CID {
+            return Ok(());
+        }
+        if header.kind != STREAM {
+            // No such connection exists. The answer is of the same type: a guest looks whether it is its socket's (`virtio_transport_recv_pkt`, Linux 6.12,
+            // `net/vmw_vsock/virtio_transport_common.c`), and may have a stream between the same ports.
+            if header.op != Some(Op::Reset) {
+                self.resets.push_back((ports, header.kind));
             }
             return Ok(());
         }
@@ -109,16 +124,16 @@ impl Muxer {
         }
         match header.op {
             Some(Op::Reset) => {}
-            Some(Op::Request) if self.connections.len() < MAX_CONNECTIONS => {
+            Some(Op::Request) if self.connections.len() < self.most => {
                 match self.listener.connect(ports.host) {
                     Ok(stream) => {
                         let connection = Connection::from_guest(ports, self.guest_cid, stream, &header);
                         self.insert(connection, events);
                     }
-                    Err(_) => self.resets.push_back(ports),
+                    Err(_) => self.resets.push_back((ports, STREAM)),
                 }
             }
-            _ => self.resets.push_back(ports),
+            _ => self.resets.push_back((ports, STREAM)),
         }
         Ok(())
     }
@@ -135,8 +150,8 @@ impl Muxer {
             return Err(RingError::Malformed { head: chain.head(), problem });
         }
         loop {
-            if let Some(ports) = self.resets.pop_front() {
-                chain.write(memory, 0, &self.reset(ports).bytes())?;
+            if let Some((ports, kind)) = self.resets.pop_front() {
+                chain.write(memory, 0, &self.reset(ports, kind).bytes())?;
                 return Ok(Some(SIZE));
             }
             let Some(token) = self.ready.pop_front() else { return Ok(None) };
@@ -150,14 +165,14 @@ impl Muxer {
         }
     }
 
-    fn reset(&self, ports: Ports) -> Header {
+    fn reset(&self, ports: Ports, kind: u16) -> Header {
         Header {
             source_cid: HOST_CID,
             destination_cid: self.guest_cid,
             source_port: ports.host,
             destination_port: ports.guest,
             length: 0,
-            kind: STREAM,
+            kind,
             op: Some(Op::Reset),
             flags: 0,
             buffer_size: 0,
@@ -203,7 +218,7 @@ impl Muxer {
             Greeting::Connect(stream, guest) => {
                 // It comes back under the connection's own token.
                 let _ = events.remove(&stream);
-                if self.connections.len() < MAX_CONNECTIONS {
+                if self.connections.len() < self.most {
                     let ports = Ports { guest, host: self.new_port(guest) };
                     self.insert(Connection::from_host(ports, self.guest_cid, stream), events);
                 }
@@ -224,7 +239,7 @@ impl Muxer {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         let fate = if fate == Fate::Lives { connection.listen(token, events) } else { fate };
         if fate == Fate::Reset {
-            self.resets.push_back(connection.ports());
+            self.resets.push_back((connection.ports(), STREAM));
             self.remove(token);
         } else if connection.has_something() && !connection.queued {
             connection.queued = true;
@@ -257,9 +272,29 @@ impl Muxer {
         }
     }
 
+    /// There can be so many connections.
+    #[cfg(test)]
+    pub(super) fn limit(&mut self, most: usize) {
+        self.most = most;
+    }
+
     /// How many connections there are.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.connections.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_half_of_the_descriptors_to_others() {
+        for (descriptors, most) in
+            [(Some(256), 128), (Some(1024), 512), (Some(2050), 1024), (Some(u64::MAX), 1024), (None, 1024)]
+        {
+            assert_eq!(most_connections(descriptors), most);
+        }
     }
 }

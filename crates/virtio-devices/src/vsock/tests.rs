@@ -108,7 +108,8 @@ impl Guest {
         let (header, data) = bytes.split_first_chunk().unwrap();
         let header = Header::parse(header);
         assert_eq!(header.length as usize, data.len());
-        assert_eq!((header.source_cid, header.destination_cid, header.kind), (2, Self::CID, 1));
+        assert_eq!((header.source_cid, header.destination_cid), (2, Self::CID));
+        assert!(header.kind == 1 || header.op == Some(Op::Reset));
         (header, data.to_vec())
     }
 
@@ -195,8 +196,10 @@ fn nobody_listens() {
     // Neither an answer to a reset, nor to what comes from somebody else.
     guest.op(Op::Reset, 1000, 81);
     guest.send(Header { source_cid: 4, ..Guest::header(Op::Request, 1000, 81) }, &[]);
+    guest.send(Header { destination_cid: 5, ..Guest::header(Op::Request, 1000, 81) }, &[]);
+    guest.send(Header { kind: 2, ..Guest::header(Op::Reset, 1001, 81) }, &[]);
     guest.send(Header { kind: 2, ..Guest::header(Op::Request, 1001, 81) }, &[]);
-    guest.expect(Op::Reset, 1001, 81);
+    assert_eq!(guest.expect(Op::Reset, 1001, 81).kind, 2);
     // And a host program whose port nobody listens to in the guest.
     let mut stream = UnixStream::connect(place.socket()).unwrap();
     stream.write_all(b"CONNECT 53\n").unwrap();
@@ -358,6 +361,18 @@ fn ends_are_told() {
     guest.send(Header { flags: 3, ..Guest::header(Op::Shutdown, 52, host) }, &[]);
     guest.expect(Op::Reset, 52, host);
     assert!(stream.write_all(b"nobody").is_err());
+
+    // The guest wants no more, and goes on sending until the host program closes.
+    let (mut stream, host) = connect(&place, &mut guest, 52);
+    guest.send(Header { flags: 1, ..Guest::header(Op::Shutdown, 52, host) }, &[]);
+    assert!(stream.write_all(b"unwanted").is_err());
+    guest.send(Guest::header(Op::Data, 52, host), b"wanted");
+    let mut got = [0; 6];
+    stream.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"wanted");
+    drop(stream);
+    assert_eq!(guest.expect(Op::Shutdown, 52, host).flags, 3);
+    guest.op(Op::Reset, 52, host);
 
     // The guest resets.
     let (mut stream, host) = connect(&place, &mut guest, 52);
@@ -551,6 +566,52 @@ fn addresses_and_paths_that_cannot_be_are_refused() {
     assert!(matches!(Vsock::new(cid, place.socket()), Err(VsockError::NotASocket(_))));
     assert!(matches!(Vsock::new(cid, place.0.join("x".repeat(100))), Err(VsockError::PathTooLong(_))));
     assert!(matches!(Vsock::new(cid, place.0.join("no/such")), Err(VsockError::Socket { .. })));
+}
+
+#[test]
+fn beyond_the_most_connections_there_are_no_more_until_one_has_gone() {
+    let place = Place::new();
+    let _listener = UnixListener::bind(place.0.join("s_1")).unwrap();
+    let mut muxer = Muxer::new(Guest::CID, Arc::new(Listener::bind(&place.socket()).unwrap()));
+    muxer.limit(2);
+    let events = Events::new().unwrap();
+    let mut driver = Driver::new(&[16, 16], 0, 1 << 20);
+    let mut rings =
+        driver.activation(0).queues.into_iter().map(|queue| Ring::new(queue, driver.memory.clone()));
+    let (mut receive, mut transmit) = (rings.next().unwrap(), rings.next().unwrap());
+    let mut chain = Chain::new();
+    let mut say = |driver: &mut Driver, muxer: &mut Muxer, op, port| {
+        driver.write(OUT, &Guest::header(op, port, 1).bytes());
+        driver.queues[1].add(&[readable(OUT, SIZE)]);
+        assert!(transmit.pop(&mut chain).unwrap());
+        muxer.receive(&chain, &driver.memory, &events).unwrap();
+        muxer.len()
+    };
+    let asks = |muxer: &mut Muxer| {
+        let mut stream = UnixStream::connect(place.socket()).unwrap();
+        stream.write_all(b"CONNECT 7\n").unwrap();
+        muxer.accept(&events);
+        stream.set_nonblocking(true).unwrap();
+        (stream.read(&mut [0]).ok(), muxer.len())
+    };
+    assert_eq!(say(&mut driver, &mut muxer, Op::Request, 10), 1);
+    assert_eq!(say(&mut driver, &mut muxer, Op::Request, 11), 2);
+    assert_eq!(say(&mut driver, &mut muxer, Op::Request, 12), 2);
+    assert_eq!(asks(&mut muxer), (Some(0), 2), "it is hung up on");
+    // The one too many is reset, the others are there.
+    let mut answer = Chain::new();
+    for (op, port) in [(Op::Reset, 12), (Op::Response, 10), (Op::Response, 11)] {
+        driver.queues[0].add(&[writable(IN, 200)]);
+        assert!(receive.pop(&mut answer).unwrap());
+        assert_eq!(muxer.fill(&answer, &driver.memory, &events).unwrap(), Some(SIZE));
+        let header = Header::parse(&driver.read(IN, SIZE as usize).try_into().unwrap());
+        assert_eq!((header.op, header.destination_port), (Some(op), port));
+    }
+    assert_eq!(say(&mut driver, &mut muxer, Op::Reset, 10), 1);
+    assert_eq!(asks(&mut muxer), (None, 2), "it waits for the guest's answer");
+    assert_eq!(say(&mut driver, &mut muxer, Op::Request, 12), 2);
+    assert_eq!(say(&mut driver, &mut muxer, Op::Reset, 11), 1);
+    assert_eq!(say(&mut driver, &mut muxer, Op::Request, 12), 2);
 }
 
 proptest! {
