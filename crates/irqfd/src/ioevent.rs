@@ -122,6 +122,9 @@ impl IoEvent {
 /// `ioeventfd_in_range`).
 fn check(spec: IoeventSpec) -> Result<(), Error> {
     let refuse = |reason| Err(Error::IoeventSpec { spec, reason });
+    if matches!(spec.address, IoAddress::Pio(_)) && spec.length == 8 {
+        return refuse("writes to ports have 1, 2 or 4 bytes");
+    }
     let end = match spec.address {
         IoAddress::Mmio(address) => address.checked_add(u64::from(spec.length)),
         IoAddress::Pio(port) => Some(u64::from(port) + u64::from(spec.length)).filter(|&end| end <= 0x1_0000),
@@ -185,6 +188,10 @@ mod tests {
             (mmio, 16, None, false),
             (IoAddress::Mmio(u64::MAX - 3), 4, None, false),
             (IoAddress::Mmio(u64::MAX - 4), 4, None, true),
+            (IoAddress::Pio(0xfffc), 4, Some(0xffff_ffff), true),
+            (IoAddress::Pio(0xfff8), 8, None, false),
+            (IoAddress::Pio(0xfff8), 8, Some(0), false),
+            (IoAddress::Pio(0), 0, None, true),
             (IoAddress::Pio(0xffff), 1, None, true),
             (IoAddress::Pio(0xffff), 2, None, false),
         ];

@@ -222,7 +222,8 @@ impl Vectors {
         let enabled = self.enabled;
         let slot = &mut self.slots[index];
         slot.core.hold();
-        if !enabled {
+        // Without a message there is a route only if a reset could not take it away.
+        if !enabled || slot.message.is_none() {
             let had_route = slot.gsi.is_some();
             slot.give_up_route()?;
             if had_route && slot.message.is_some() {
@@ -402,10 +403,12 @@ impl Vectors {
             slot.masked = true;
             slot.message = None;
             slot.core.hold();
-            let result = slot.give_up_route().and_then(|()| slot.core.clear_pending());
+            let given_up = slot.give_up_route();
+            // Also where that failed: what was held before the reset is not to come after it.
+            let cleared = slot.core.clear_pending();
             self.unsettled.remove(&index);
             self.unrouted.remove(&index);
-            self.note(index, result);
+            self.note(index, given_up.and(cleared));
         }
         self.outcome(0..self.slots.len())
     }

@@ -251,6 +251,33 @@ fn a_vector_that_a_failed_resize_has_left_says_so_and_delivers_after_the_next_ca
 }
 
 #[test]
+fn a_reset_that_failed_has_forgotten_what_was_held_and_is_completed_by_the_next_call() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let rig = Rig::arm();
+    let group = rig.group(NIC, 2);
+    let usage = rig.wiring.router().usage();
+    for n in 0..2u32 {
+        group.program(n as usize, message(n)).unwrap();
+        group.unmask(n as usize).unwrap();
+    }
+    group.mask(1).unwrap();
+    group.vector(1).unwrap().trigger().unwrap();
+    rig.vm.inject(Fault::next(Call::DeassignIrqfd, Errno::EINVAL).after(1));
+    group.reset().unwrap_err();
+    assert!(!group.vector(1).unwrap().is_pending());
+    assert_eq!(rig.live().irqfds, 1, "the one that was refused");
+    group.retry().unwrap();
+    assert_eq!((rig.live().irqfds, rig.wiring.router().usage().owned), (0, usage.owned));
+    group.program(1, message(3)).unwrap();
+    group.unmask(1).unwrap();
+    rig.vm.process();
+    assert_eq!([1, 3].map(|event| rig.raised(NIC, event)), [0, 0]);
+    group.vector(1).unwrap().trigger().unwrap();
+    rig.vm.process();
+    assert_eq!([1, 3].map(|event| rig.raised(NIC, event)), [0, 1]);
+}
+
+#[test]
 fn running_out_of_descriptors_is_an_error_that_passes() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let rig = Rig::arm();
