@@ -28,6 +28,8 @@ const ID_REGISTERS: u64 = 0xffd0;
 const ID_REGISTERS_END: u64 = 0x1_0000;
 /// Bit 63 of CBASER and BASER.
 const VALID: u64 = 1 << 63;
+/// `GITS_BASER_INDIRECT`.
+const INDIRECT: u64 = 1 << 62;
 /// `GITS_BASER_RO_MASK`: the type (bits 58–56) and the entry size (52–48).
 const BASER_READ_ONLY: u64 = (7 << 56) | (0x1f << 48);
 /// Device table and collection table, entries of eight bytes.
@@ -120,11 +122,13 @@ impl Its {
             }
             IIDR if (value >> 12) & 0xf != 0 => return Err(Errno::EINVAL),
             CBASER if !self.enabled => {
-                self.cbaser = value;
+                // The queue lies on 64 KiB (`vgic_sanitise_its_cbaser`).
+                self.cbaser = value & !0xf000;
                 self.creadr = 0;
                 self.cwriter = 0;
             }
             CWRITER if value & 0xf_ffe0 < self.queue() => self.cwriter = value & 0xf_ffe0,
+            CREADR if self.enabled => return Err(Errno::EBUSY),
             CREADR => {
                 if value & 0xf_ffe0 >= self.queue() {
                     return Err(Errno::EINVAL);
@@ -134,12 +138,13 @@ impl Its {
             BASER..BASER_END if !self.enabled => {
                 let n = usize::try_from((offset - BASER) / 8).unwrap_or(usize::MAX);
                 if let (Some(register), Some(fixed)) = (self.baser.get_mut(n), BASER_FIXED.get(n)) {
-                    let new = (value & !BASER_READ_ONLY) | fixed;
-                    if new != *register {
+                    // A collection table has one level.
+                    let clear = if n == 1 { BASER_READ_ONLY | INDIRECT } else { BASER_READ_ONLY };
+                    *register = (value & !clear) | fixed;
+                    // Another table that is valid is only another place to save to: what is mapped stays (`vgic_mmio_write_its_baser`).
+                    if *register & VALID == 0 {
                         self.events.clear();
-                        self.cache.clear();
                     }
-                    *register = new;
                 }
             }
             _ => {}
@@ -184,7 +189,9 @@ impl State {
                 self.lock_all_vcpus()?;
                 if attr == arm::CTRL_ITS_RESET {
                     let its = &mut self.itses[its];
-                    *its = Its { base: its.base, ..Its::new() };
+                    // `vgic_its_reset`
+                    let baser = its.baser.map(|register| register & !VALID);
+                    *its = Its { base: its.base, baser, ..Its::new() };
                 }
                 Ok(())
             }
@@ -258,10 +265,21 @@ impl State {
         Ok(())
     }
 
-    /// `vgic_its_invalidate_all_caches`.
-    pub(super) fn forget_translations(&mut self) {
-        for its in &mut self.itses {
-            its.cache.clear();
+    /// `GICR_CTLR.EnableLPIs` (`vgic_mmio_write_v3r_ctlr`); without an ITS there are no LPIs to enable. Those that are disabled while they wait
+    /// are taken off the vCPU's list (`vgic_flush_pending_lpis`).
+    pub(super) fn enable_lpis(&mut self, cpu: usize, enable: bool) {
+        let enabled = &mut self.vcpus[cpu].lpis_enabled;
+        let were = std::mem::replace(enabled, enable && !self.itses.is_empty());
+        if were && !enable {
+            for its in &mut self.itses {
+                // `vgic_its_invalidate_all_caches`
+                its.cache.clear();
+                for (intid, _) in its.events.values().filter(|(_, target)| *target == cpu) {
+                    if let Some(lpi) = self.lines.lpis.get_mut(intid) {
+                        lpi.queued = false;
+                    }
+                }
+            }
         }
     }
 

@@ -71,4 +71,6 @@ pub use sys::{drain, eventfd, signal};
 pub use vm::{FakeVm, Live};
 
 #[cfg(test)]
+mod register_tests;
+#[cfg(test)]
 mod tests;

@@ -98,12 +98,12 @@ impl Row {
             Self::ClearActive => line.active &= field == 0,
             // The vGIC keeps the upper five bits (`VGIC_PRI_BITS`).
             Self::Priority => line.priority = u8::try_from(field & 0xf8).unwrap_or(0),
-            Self::Target => line.target = u64::from(field),
-            // Private interrupts keep what they are.
+            // Private interrupts keep whose and what they are.
+            Self::Target if intid >= PRIVATE => line.target = u64::from(field),
             Self::Config if intid >= PRIVATE => {
                 line.config = if field & 2 != 0 { TriggerMode::Edge } else { TriggerMode::Level };
             }
-            Self::Config | Self::Zero => {}
+            Self::Target | Self::Config | Self::Zero => {}
         }
     }
 }
@@ -208,13 +208,21 @@ impl State {
         }
     }
 
+    /// Whose register it is. `GICR_PROPBASER` is one for the VM (`vgic_dist.propbaser`).
+    const fn keeper(place: Place) -> usize {
+        match (place.group, place.offset) {
+            (arm::GROUP_REDIST_REGS, 0x70..0x78) => 0,
+            _ => place.cpu,
+        }
+    }
+
     fn stored(&self, place: Place) -> u64 {
-        let registers = &self.vcpus[place.cpu].registers;
+        let registers = &self.vcpus[Self::keeper(place)].registers;
         registers.get(&(place.group, u64::from(place.offset))).copied().unwrap_or(0)
     }
 
     fn store(&mut self, place: Place, value: u64) {
-        self.vcpus[place.cpu].registers.insert((place.group, u64::from(place.offset)), value);
+        self.vcpus[Self::keeper(place)].registers.insert((place.group, u64::from(place.offset)), value);
     }
 
     /// `GICD_IIDR`: product 'K', revision, implementer Arm.
@@ -257,8 +265,9 @@ impl State {
             }
             (arm::GROUP_DIST_REGS, offset @ IROUTER..0x8000) if v3 => {
                 let intid = (offset - IROUTER) / 8;
-                let target = self.line(place.cpu, intid).map_or(0, |line| line.target);
-                u32::try_from(if offset % 8 == 0 { target & 0xffff_ffff } else { target >> 32 }).unwrap_or(0)
+                let target =
+                    self.line(place.cpu, intid).filter(|_| offset % 8 == 0).map_or(0, |line| line.target);
+                u32::try_from(target).unwrap_or(0)
             }
             _ => self.read_row(place),
         }
@@ -279,15 +288,10 @@ impl State {
                 }
                 if let Some(gic) = &mut self.gic {
                     gic.revision = revision;
+                    gic.groups_writable = true;
                 }
             }
-            // Without an ITS there are no LPIs to enable.
-            (arm::GROUP_REDIST_REGS, 0) => {
-                self.vcpus[place.cpu].lpis_enabled = value & 1 != 0 && !self.itses.is_empty();
-                if value & 1 == 0 {
-                    self.forget_translations();
-                }
-            }
+            (arm::GROUP_REDIST_REGS, 0) => self.enable_lpis(place.cpu, value & 1 != 0),
             // Both base registers are read-only while LPIs are enabled.
             (arm::GROUP_REDIST_REGS, 0x70..0x80) if !self.vcpus[place.cpu].lpis_enabled => {
                 self.store(place, u64::from(value));
@@ -295,9 +299,9 @@ impl State {
             (arm::GROUP_DIST_REGS, offset @ IROUTER..0x8000) if v3 => {
                 let intid = (offset - IROUTER) / 8;
                 if let Some(line) = self.line(place.cpu, intid).filter(|_| intid >= PRIVATE) {
-                    // Affinity level 3 is not implemented: the upper half reads as zero (`vgic_mmio_write_irouter`).
+                    // Affinity level 3 is not implemented, and neither is "any CPU" (bit 31): both read as zero (`vgic_mmio_write_irouter`).
                     if offset % 8 == 0 {
-                        line.target = u64::from(value);
+                        line.target = u64::from(value & 0xff_ffff);
                     }
                 }
             }
@@ -334,9 +338,17 @@ impl State {
     fn write_row(&mut self, place: Place, value: u32) {
         let v3 = self.is_v3();
         let Some((row, first, count)) = self.row(place) else { return };
+        if row == Row::Group && !self.gic.as_ref().is_some_and(|gic| gic.groups_writable) {
+            return;
+        }
+        let cpus = (1u32 << self.vcpus.len().min(8)) - 1;
         let bits = 32 / count;
         for n in 0..count {
-            let field = (value >> (n * bits)) & (u32::MAX >> (32 - bits));
+            let mut field = (value >> (n * bits)) & (u32::MAX >> (32 - bits));
+            if row == Row::Target {
+                // Of the CPUs that there are (`vgic_mmio_write_target`).
+                field &= cpus;
+            }
             let on = self.distributor_enabled();
             if let Some(line) = self.line(place.cpu, first + n) {
                 row.write(line, field, first + n, v3);

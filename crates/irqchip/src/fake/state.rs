@@ -64,6 +64,8 @@ pub(super) struct Gic {
     pub(super) enabled: bool,
     /// `implementation_rev`, 0 until it is set or frozen by the initialisation.
     pub(super) revision: u32,
+    /// Of a GICv2 userspace may set groups once it has shown that it knows of revisions (`v2_groups_user_writable`).
+    pub(super) groups_writable: bool,
 }
 
 /// All that the kernel knows about a VM's interrupts.

@@ -76,6 +76,7 @@ impl State {
             ready: false,
             enabled: false,
             revision: 0,
+            groups_writable: kind == DeviceKind::GicV3,
         });
         Ok(())
     }
@@ -142,6 +143,8 @@ impl State {
         for vcpu in &mut self.vcpus {
             for line in &mut vcpu.private {
                 line.group = v3;
+                // `GICD_ITARGETSR0` to 7 say whose they are.
+                line.target = if v3 { 0 } else { 1 << vcpu.id };
             }
         }
         if let Some(gic) = &mut self.gic {
