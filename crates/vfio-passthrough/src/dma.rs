@@ -294,6 +294,8 @@ mod tests {
         assert!(!covered(&smmu, 0x0700_0000, 0x0800_0000));
         assert!(!covered(&smmu, 0x0800_0000, 0x0900_0000));
         assert!(covered(&[(0, 99), (100, 200), (50, 120)], 10, 150));
+        assert!(covered(&[(0, 9), (10, 10), (11, 20)], 5, 15), "a range of one address");
+        assert!(!covered(&[(0, 9), (11, 20)], 5, 15), "a hole of one");
         assert!(!covered(&[], 0, 0));
         assert!(!covered(&[(0, 9)], 5, 10));
     }
