@@ -47,6 +47,9 @@ pub struct Machine<'a> {
 const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 /// The clock that the serial port says it has: 16 × 115200, so that every standard rate is a whole divisor.
 const SERIAL_CLOCK: u32 = 1_843_200;
+/// How much goes through the serial port at one interrupt: its queue for input has so many bytes, and what is sent is gone when it is
+/// written. A 16550A that says nothing has 16, and a driver that believes that takes four times the interrupts for its output.
+const SERIAL_FIFO: u32 = 64;
 /// The PL031's identification (Arm DDI 0224, section 3.3): the driver need not read it register by register.
 const PL031_ID: u32 = 0x0004_1031;
 /// Phandle of the fixed clock.
@@ -182,6 +185,9 @@ impl Machine<'_> {
         fdt.property_string("compatible", "ns16550a")?;
         fdt.property_array_u64("reg", &[SERIAL.start, SERIAL.end - SERIAL.start])?;
         fdt.property_u32("clock-frequency", SERIAL_CLOCK)?;
+        fdt.property_u32("fifo-size", SERIAL_FIFO)?;
+        // An interrupt for more output comes when nothing is left of the last. Without it, Linux fills 16 all the same.
+        fdt.property_u32("tx-threshold", 0)?;
         fdt.property_array_u32("interrupts", &self.serial.fdt_cells(TriggerMode::Level))?;
         fdt.end_node(serial)
     }
