@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex};
@@ -13,7 +14,11 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::lock::lock;
-use crate::{ActivateError, Activation, ActiveQueue, QueueInterrupt, Transport, VirtioDevice};
+use crate::worker::listen;
+use crate::{
+    ActivateError, Activation, ActiveQueue, EventHandler, Events, Interest, QueueInterrupt, Transport,
+    VirtioDevice,
+};
 
 /// Long enough for anything that happens at all, on the slowest of machines.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -227,9 +232,25 @@ impl DriverQueue {
     /// Adds a chain, and says so if the device wants to know. Descriptors are used in turn: the caller sees to it that not more than the
     /// queue's size are in use. Returns the chain's head.
     pub(crate) fn add(&mut self, buffers: &[Buffer]) -> u16 {
+        let before = self.available;
         let head = self.add_quietly(buffers);
-        self.kick();
+        if self.wants_kick(before) {
+            self.kick();
+        }
         head
+    }
+
+    /// Whether the device wants to be told of what was made available since `before` (section 2.7.10).
+    fn wants_kick(&self, before: u16) -> bool {
+        fence(Ordering::SeqCst);
+        let used = self.base + Self::USED;
+        if self.features & EVENT_IDX == 0 {
+            let flags: u16 = self.memory.load(GuestAddress(used), Ordering::Relaxed).unwrap();
+            return flags & 1 == 0;
+        }
+        let event = GuestAddress(used + 4 + 8 * u64::from(self.size));
+        let event: u16 = self.memory.load(event, Ordering::Relaxed).unwrap();
+        self.available.wrapping_sub(event).wrapping_sub(1) < self.available.wrapping_sub(before)
     }
 
     /// Adds a chain without a word.
@@ -406,6 +427,56 @@ pub(crate) const BREAKAGES: [Breakage; 9] = [
         queue.memory.store(too_many, index, Ordering::Release).unwrap();
     }),
 ];
+
+/// More events than anything in a test has a reason for.
+const ENDLESS: usize = 1000;
+
+/// Does what a worker does, until nothing is ready any more; which has to come, and not to be reported for ever.
+pub(crate) fn run_until_quiet(handler: &mut dyn EventHandler, events: &Events) {
+    /// The token of the beginning.
+    const BEGIN: u64 = u64::MAX - 1;
+
+    /// Counts what is handed over, and ends when nothing is.
+    struct Course<'h> {
+        handler: &'h mut dyn EventHandler,
+        begin: Doorbell,
+        heard: usize,
+        /// How many had been heard when it last settled.
+        settled: usize,
+    }
+
+    impl EventHandler for Course<'_> {
+        fn ready(&mut self, token: u64, events: &Events) -> ControlFlow<()> {
+            self.heard += 1;
+            match token {
+                _ if self.heard == ENDLESS => ControlFlow::Break(()),
+                BEGIN => {
+                    self.begin.take().unwrap();
+                    ControlFlow::Continue(())
+                }
+                token => self.handler.ready(token, events),
+            }
+        }
+
+        fn settled(&mut self, events: &Events) -> ControlFlow<(), bool> {
+            let more = self.handler.settled(events)?;
+            if !more && self.heard == self.settled {
+                return ControlFlow::Break(());
+            }
+            self.settled = self.heard;
+            ControlFlow::Continue(true)
+        }
+    }
+
+    let (stop, begin) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
+    events.add(&begin, BEGIN, Interest::Read).unwrap();
+    begin.ring().unwrap();
+    let mut course = Course { handler, begin, heard: 0, settled: 0 };
+    listen(stop.as_fd(), events, &mut course);
+    events.remove(&stop).unwrap();
+    events.remove(&course.begin).unwrap();
+    assert!(course.heard < ENDLESS, "something is reported for ever");
+}
 
 /// How many descriptors the process has open.
 pub(crate) fn open_descriptors() -> usize {

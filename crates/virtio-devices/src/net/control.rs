@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_is_no_command_changes_nothing() {
-        let wrong: [&[u8]; 21] = [
+        let wrong: [&[u8]; 22] = [
             &[],
             &[0],
             &[0, 0],
@@ -251,6 +251,7 @@ mod tests {
             &[5, 0, 0, 0, 0, 0, 0, 0, 0, 0x80],
             // VIRTIO_NET_F_GUEST_TSO6, which was not negotiated.
             &[5, 0, 0, 1, 0, 0, 0, 0, 0, 0],
+            &[5, 1, 0, 0, 0, 0, 0, 0, 0, 0],
             &[99, 0, 0],
         ];
         for bytes in wrong {

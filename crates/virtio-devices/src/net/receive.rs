@@ -92,6 +92,12 @@ impl Receiver {
         &self.ring
     }
 
+    /// How many buffers wait for a frame.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// How many frames the last [`receive`](Self::receive) has taken from the tap.
     pub(crate) fn last_count(&self) -> usize {
         self.count

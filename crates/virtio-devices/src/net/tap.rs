@@ -445,7 +445,12 @@ mod tests {
         for queues in [0, usize::from(MAX_TAP_QUEUES) + 1, usize::MAX] {
             assert!(matches!(Tap::open("tap0", queues), Err(TapError::Queues(n)) if n == queues));
         }
+        assert!(check("tap0", usize::from(MAX_TAP_QUEUES)).is_ok());
         assert!(matches!(Tap::from_fds(Vec::new()), Err(TapError::Queues(0))));
+        let null = File::open("/dev/null").unwrap();
+        let many = |count| (0..count).map(|_| null.try_clone().unwrap().into()).collect();
+        assert!(matches!(Tap::from_fds(many(257)), Err(TapError::Queues(257))));
+        assert!(matches!(Tap::from_fds(many(256)), Err(TapError::Descriptor { index: 0, .. })));
     }
 
     #[test]

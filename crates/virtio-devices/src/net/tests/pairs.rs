@@ -1,36 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the thread of a queue pair waits for, with a datagram socket in place of a tap.
 
-use std::ops::ControlFlow;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
-
-use irqfd::Doorbell;
 
 use super::super::pair::Pair;
 use super::super::receive::Receiver;
 use super::super::shared::Shared;
 use super::super::tap::Tap;
 use super::super::transmit::Transmitter;
-use crate::testing::{Driver, writable};
-use crate::worker::listen;
-use crate::{EventHandler, Events, Interest, MacAddress, Ring, Transport};
+use crate::testing::{Driver, readable, run_until_quiet, writable};
+use crate::{Events, MacAddress, NetHandle, Ring, Transport};
 
 const DATA: u64 = Driver::DATA;
-
-/// More events than anything here has a reason for.
-const ENDLESS: usize = 200;
-
-/// The token of what the tests themselves have to say.
-const BEGIN: u64 = 99;
 
 struct Rig {
     driver: Driver,
     shared: Arc<Shared>,
     pair: Pair,
     events: Events,
-    begin: Doorbell,
     wire: UnixDatagram,
 }
 
@@ -49,18 +37,11 @@ impl Rig {
         let tap = Arc::new(Tap::imitated(tap.into()));
         let mut pair = Pair::new(0, tap, Arc::clone(&shared), transport, receiver, transmitter, None);
         let events = pair.events().unwrap();
-        let begin = Doorbell::new().unwrap();
-        events.add(&begin, BEGIN, Interest::Read).unwrap();
-        Self { driver, shared, pair, events, begin, wire }
+        Self { driver, shared, pair, events, wire }
     }
 
-    /// Runs until nothing is ready, which has to come.
     fn run(&mut self) {
-        let stop = Doorbell::new().unwrap();
-        self.begin.ring().unwrap();
-        let mut course = Course { pair: &mut self.pair, begin: &self.begin, heard: 0, settled: 0 };
-        listen(stop.as_fd(), &self.events, &mut course);
-        assert!(course.heard < ENDLESS, "something is reported for ever");
+        run_until_quiet(&mut self.pair, &self.events);
     }
 
     fn buffer(&mut self) {
@@ -69,38 +50,6 @@ impl Rig {
 
     fn received(&mut self) -> usize {
         std::iter::from_fn(|| self.driver.queues[0].used()).count()
-    }
-}
-
-/// Counts what is handed to a queue pair, and ends when nothing is.
-struct Course<'r> {
-    pair: &'r mut Pair,
-    begin: &'r Doorbell,
-    heard: usize,
-    /// How many had been heard when it last settled.
-    settled: usize,
-}
-
-impl EventHandler for Course<'_> {
-    fn ready(&mut self, token: u64, events: &Events) -> ControlFlow<()> {
-        self.heard += 1;
-        match token {
-            _ if self.heard == ENDLESS => ControlFlow::Break(()),
-            BEGIN => {
-                self.begin.take().unwrap();
-                ControlFlow::Continue(())
-            }
-            token => self.pair.ready(token, events),
-        }
-    }
-
-    fn settled(&mut self, events: &Events) -> ControlFlow<(), bool> {
-        let more = self.pair.settled(events)?;
-        if !more && self.heard == self.settled {
-            return ControlFlow::Break(());
-        }
-        self.settled = self.heard;
-        ControlFlow::Continue(true)
     }
 }
 
@@ -132,4 +81,49 @@ fn frames_without_buffers_are_not_reported_for_ever_whatever_has_woken_the_threa
         rig.run();
         assert_eq!(rig.received(), 1, "{wakes}");
     }
+}
+
+#[test]
+fn frames_that_wait_are_lost_as_soon_as_the_cable_is_pulled() {
+    let mut rig = Rig::new();
+    for _ in 0..3 {
+        rig.wire.send(&[0; 72]).unwrap();
+    }
+    rig.run();
+    let dropped = |rig: &Rig| NetHandle(Arc::clone(&rig.shared)).counters().received_dropped;
+    assert_eq!(dropped(&rig), 0, "they wait for buffers");
+    rig.shared.set_link(false);
+    rig.run();
+    assert_eq!(dropped(&rig), 3);
+    // And others with a cable arrive.
+    rig.shared.set_link(true);
+    rig.buffer();
+    rig.wire.send(&[0; 72]).unwrap();
+    rig.run();
+    assert_eq!((rig.received(), dropped(&rig)), (1, 3));
+}
+
+#[test]
+fn what_a_full_tap_does_not_take_goes_when_it_does() {
+    let mut rig = Rig::new();
+    let mut added = 0;
+    loop {
+        for _ in 0..8 {
+            rig.driver.queues[1].add(&[readable(DATA, 72)]);
+            added += 1;
+        }
+        rig.run();
+        if std::iter::from_fn(|| rig.driver.queues[1].used()).count() < 8 {
+            break;
+        }
+        assert!(added < 10_000, "a datagram socket fills up");
+    }
+    let mut got = 0;
+    while got < added {
+        while rig.wire.recv(&mut [0; 100]).is_ok() {
+            got += 1;
+        }
+        rig.run();
+    }
+    assert_eq!(rig.driver.queues[1].peek_used(), added);
 }

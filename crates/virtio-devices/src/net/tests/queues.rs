@@ -26,7 +26,11 @@ struct Rig {
 
 impl Rig {
     fn new(features: u64) -> Self {
-        let driver = Driver::new(&[16, 16], features, 1 << 20);
+        Self::sized(features, 16)
+    }
+
+    fn sized(features: u64, size: u16) -> Self {
+        let driver = Driver::new(&[size, size], features, 1 << 20);
         let activation = driver.activation(features);
         let mut rings = activation.queues.into_iter().map(|queue| Ring::new(queue, driver.memory.clone()));
         let receiver = Receiver::new(rings.next().unwrap(), features);
@@ -128,6 +132,91 @@ fn a_driver_that_polls_never_sees_a_part_of_a_frame() {
         looking.store(false, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(looker.join().unwrap(), 0);
     });
+}
+
+#[test]
+fn room_is_kept_for_a_long_packet_after_a_long_one_until_many_short_ones_have_come() {
+    let mut rig = Rig::new(MRG_RXBUF);
+    for i in 0..16 {
+        rig.buffer(i * 1000, 1000);
+    }
+    let mut after = |length: usize| {
+        if length > 0 {
+            rig.wire.send(&packet(length)).unwrap();
+        }
+        assert!(matches!(rig.receive(), Received::TapIsEmpty));
+        while let Some((head, written)) = rig.driver.queues[0].used() {
+            assert!(written > 0);
+            rig.buffer(rig.driver.queues[0].address(head) - DATA, 1000);
+        }
+        rig.receive();
+        rig.receiver.waiting()
+    };
+    // Of 1000 bytes each, three for 2048 bytes, and all of them for the longest.
+    assert_eq!(after(0), 3);
+    assert_eq!(after(2036), 3);
+    assert_eq!(after(2037), 16);
+    for _ in 0..63 {
+        assert_eq!(after(60), 16);
+    }
+    for _ in 0..13 {
+        after(60);
+    }
+    assert_eq!(after(60), 3, "those that were there are used up, and no more than needed are taken");
+}
+
+/// A queue with chains of many descriptors.
+#[test]
+fn buffers_in_more_pieces_than_the_host_takes_at_a_time_are_taken_by_and_by() {
+    for (pieces, fits) in [(512, true), (513, false)] {
+        let mut rig = Rig::sized(MRG_RXBUF, 2048);
+        rig.driver.queues[0].add(&vec![writable(DATA, 4); pieces]);
+        assert_eq!(rig.receiver.receive(&rig.tap, 9, true, &rig.counters).is_ok(), fits, "{pieces}");
+    }
+    let mut rig = Rig::sized(MRG_RXBUF, 2048);
+    let pieces = |chain: u64| (0..250).map(|i| writable(DATA + chain * 1000 + i * 4, 4)).collect::<Vec<_>>();
+    // A long one first, so that as much room is kept as there is.
+    for length in [4000, 2500] {
+        for chain in 0..6 {
+            rig.driver.queues[0].add(&pieces(chain));
+        }
+        rig.wire.send(&packet(length)).unwrap();
+        let end = rig.receive();
+        assert!(matches!(end, Received::TapIsEmpty), "{end:?}");
+        let mut got = Vec::new();
+        let mut buffers = 0;
+        while let Some((head, written)) = rig.driver.queues[0].used() {
+            got.extend(rig.driver.read(rig.driver.queues[0].address(head), written as usize));
+            buffers += 1;
+        }
+        assert_eq!(got, seen(packet(length), buffers));
+    }
+}
+
+#[test]
+fn frames_and_buffers_of_the_shortest_and_of_the_same_length_pass() {
+    // (features, buffers, packet, what is used of the buffers)
+    let table: [(u64, &[u32], usize, &[u32]); 4] = [
+        (0, &[1000], 988, &[1000]),
+        (MRG_RXBUF, &[1000], 988, &[1000]),
+        (MRG_RXBUF, &[12, 1000], 60, &[12, 60]),
+        (0, &[1000], 0, &[12]),
+    ];
+    for (features, buffers, length, used) in table {
+        let mut rig = Rig::new(features);
+        for (i, &room) in (0..).zip(buffers) {
+            rig.buffer(i * 2000, room);
+        }
+        // What is no frame at all leaves the buffers where they are.
+        rig.wire.send(&[0; HEADER - 1]).unwrap();
+        rig.wire.send(&packet(length)).unwrap();
+        rig.receive();
+        let got: Vec<_> =
+            std::iter::from_fn(|| rig.driver.queues[0].used()).map(|(_, written)| written).collect();
+        assert_eq!(got, used, "{buffers:?} {length}");
+        assert_eq!((rig.counts().received_dropped, rig.counts().received_frames), (1, 1));
+        assert_eq!(rig.receiver.last_count(), 2);
+    }
 }
 
 #[test]
@@ -262,6 +351,16 @@ fn frames_that_are_none_are_dropped() {
 }
 
 #[test]
+fn what_the_tap_refuses_is_lost_and_does_not_wait() {
+    let mut rig = Rig::new(0);
+    rig.wire = UnixDatagram::unbound().unwrap();
+    rig.driver.queues[1].add(&[readable(DATA, 72)]);
+    assert_eq!(rig.send(), Sent::QueueIsEmpty);
+    assert_eq!(rig.driver.queues[1].used(), Some((0, 0)));
+    assert_eq!((rig.counts().sent_frames, rig.counts().sent_dropped), (0, 1));
+}
+
+#[test]
 fn without_a_link_frames_are_lost_both_ways() {
     let mut rig = Rig::new(MRG_RXBUF);
     rig.buffer(0, 2000);
@@ -273,6 +372,7 @@ fn without_a_link_frames_are_lost_both_ways() {
     assert_eq!(rig.driver.queues[1].used(), Some((0, 0)), "the driver gets its buffer back");
     assert!(rig.wire.recv(&mut [0; 10]).is_err());
     assert_eq!((rig.counts().received_dropped, rig.counts().sent_dropped), (1, 1));
+    assert_eq!(rig.receiver.last_count(), 1);
 }
 
 #[test]
@@ -357,6 +457,7 @@ proptest! {
             }
             rig.receive();
             while let Some((_, written)) = rig.driver.queues[0].used() {
+                prop_assert!(written > 0);
                 let part = rig.driver.read(DATA + outstanding.pop_front().unwrap(), written as usize);
                 if left == 0 {
                     left = u16::from_le_bytes([part[10], part[11]]);

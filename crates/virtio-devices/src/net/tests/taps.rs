@@ -2,22 +2,22 @@
 //! The card on a tap, in a network of the test's own.
 
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::OwnedFd;
 use std::process::Command;
 
 use super::super::features;
-use super::super::tap::Found;
-use crate::sys::tap::{self as sys, host};
+use crate::sys::tap::host;
 use crate::testing::{
     BREAKAGES, Driver, DriverQueue, EVENT_IDX, assert_descriptors_below, no_thread_named, open_descriptors,
     readable, writable,
 };
-use crate::{MacAddress, Net, NetCounters, NetError, NetOptions, Tap, TapError, Vhost, VirtioDevice};
+use crate::{
+    ActivateError, MacAddress, Net, NetCounters, NetError, NetOptions, Tap, TapError, Vhost, VirtioDevice,
+};
 
 const DATA: u64 = Driver::DATA;
 
 /// Runs `test` on a thread that has a network of its own, or says why not.
-fn in_own_network(test: fn()) {
+pub(super) fn in_own_network(test: fn()) {
     let name = std::thread::current().name().unwrap_or("?").to_owned();
     let body = move || {
         if !std::path::Path::new("/dev/net/tun").exists() {
@@ -31,7 +31,7 @@ fn in_own_network(test: fn()) {
     std::thread::Builder::new().name("net-test".into()).spawn(body).unwrap().join().unwrap();
 }
 
-fn ip(arguments: &str) {
+pub(super) fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
     assert!(status.success(), "ip {arguments}");
 }
@@ -65,14 +65,14 @@ fn neighbour(name: &str, mac: MacAddress) {
 }
 
 /// Makes a tap that stays when it is not open, as `ip tuntap add` does.
-fn persistent(name: &str, queues: usize) {
+pub(super) fn persistent(name: &str, queues: usize) {
     let tap = Tap::create(name, queues).unwrap();
     host::set_persistent(tap.queue(0).unwrap(), true).unwrap();
 }
 
 /// What opening gives as soon as nobody has the interface: a program that another test is just starting may have a copy of a descriptor
 /// that is closed here, until it runs.
-fn open_when_free(name: &str, queues: usize) -> Result<Tap, TapError> {
+pub(super) fn open_when_free(name: &str, queues: usize) -> Result<Tap, TapError> {
     loop {
         match Tap::open(name, queues) {
             Err(TapError::Busy { .. }) => std::thread::yield_now(),
@@ -335,7 +335,9 @@ fn a_cable_can_be_pulled_and_an_interface_removed() {
             status[0]
         };
         assert_eq!(status(&net), 1);
+        assert!(handle.link_is_up() && handle.failure().is_none());
         handle.set_link(false);
+        assert!(!handle.link_is_up() && handle.failure().is_none());
         assert_eq!((status(&net), driver.transport.config_changes()), (0, 1));
         handle.set_link(false);
         assert_eq!(driver.transport.config_changes(), 1, "nothing has changed");
@@ -439,76 +441,76 @@ fn a_flood_without_buffers_or_with_does_not_keep_the_card_from_stopping() {
 }
 
 #[test]
-fn taps_that_cannot_be_had_are_said_to_be_so() {
+fn a_card_is_what_its_tap_can_do_and_one_pair_is_used_by_who_knows_of_one() {
     in_own_network(|| {
-        let error = Tap::open("dbt7", 1).unwrap_err();
-        assert!(matches!(&error, TapError::Missing { name } if name == "dbt7"), "{error}");
-        assert!(error.to_string().contains("ip tuntap add"), "{error}");
-
-        let tap = Tap::create("dbt7", 1).unwrap();
-        assert!(matches!(Tap::open("dbt7", 1), Err(TapError::Busy { .. })));
-        assert!(matches!(Tap::open("dbt7", 2), Err(TapError::SingleQueue { queues: 2, .. })));
-        assert!(matches!(Tap::create("dbt7", 1), Err(TapError::Exists { .. })));
-        drop(tap);
-        // It goes with its descriptor.
-        drop(open_when_free("dbt7", 1));
-        assert!(matches!(Tap::open("dbt7", 1), Err(TapError::Missing { .. })));
-
-        assert!(matches!(Tap::open("lo", 1), Err(TapError::NotATap { .. })));
-        assert!(matches!(Tap::open("lo", 2), Err(TapError::NotATap { .. })));
-
-        persistent("dbt8", 1);
-        let tap = open_when_free("dbt8", 1).unwrap();
-        assert_eq!((tap.name(), tap.queue_pairs(), tap.mtu()), ("dbt8", 1, Some(1500)));
-        drop(tap);
-        drop(open_when_free("dbt8", 1).expect("a persistent tap can be opened again"));
-
-        persistent("dbt9", 2);
-        ip("link set dbt9 up mtu 9000");
-        let tap = open_when_free("dbt9", 4).unwrap();
-        assert_eq!((tap.queue_pairs(), tap.mtu()), (4, Some(9000)));
-        assert!(matches!(Tap::open("dbt9", 1), Err(TapError::Busy { .. })));
-        drop(tap);
-        drop(open_when_free("dbt9", 1).expect("one queue of a tap for many"));
-    });
-}
-
-#[test]
-fn an_interface_that_goes_while_it_is_opened_is_not_made_anew() {
-    in_own_network(|| {
-        persistent("dbt13", 1);
-        let found = Found::by_name("dbt13").unwrap();
-        ip("link del dbt13");
-        assert!(Tap::open_found("dbt13", 1, found).unwrap().is_none());
-        assert!(matches!(open_when_free("dbt13", 1), Err(TapError::Missing { .. })), "nor is it left behind");
-    });
-}
-
-/// Those of a macvtap have a header size each. Those of two taps will do to see it.
-#[test]
-fn each_descriptor_is_told_of_the_header() {
-    in_own_network(|| {
-        let [one, other] = ["dbt14", "dbt15"].map(|name| Tap::create(name, 1).unwrap());
-        let file = |tap: &Tap| tap.queue(0).unwrap().try_clone().unwrap();
-        for tap in [&one, &other] {
-            sys::set_header_size(file(tap), 10).unwrap();
+        let tap = Tap::create("dbt18", 2).unwrap();
+        let offloads = tap.offloads().features();
+        let mut net = Net::new(tap, options()).unwrap();
+        assert_eq!(net.device_type(), 1);
+        // MAC, STATUS, MRG_RXBUF, CTRL_VQ, CTRL_RX, CTRL_RX_EXTRA, CTRL_MAC_ADDR, MTU, MQ.
+        let own = [5, 16, 15, 17, 18, 20, 23, 3, 22].into_iter().fold(0, |all, bit| all | 1_u64 << bit);
+        assert_eq!(net.features(), own | offloads);
+        // The control queue is the third to a driver that knows of one pair, and the last to one that knows of all.
+        for (features, control) in [(net.features() & !features::MQ, 2), (net.features(), 4)] {
+            let mut driver = Driver::start_with(&mut net, features, 1 << 20).unwrap();
+            driver.write(DATA, &[0, 0, 0]);
+            driver.queues[control].add(&[readable(DATA, 3), writable(DATA + 3, 1)]);
+            assert_eq!(driver.queues[control].wait_used().1, 1);
+            net.reset();
         }
-        let tap = Tap::new("dbt14".to_owned(), vec![file(&one), file(&other)]).unwrap();
-        for queue in 0..2 {
-            assert_eq!(host::header_size(tap.queue(queue).unwrap()).unwrap(), 12);
+        // One pair there must be.
+        let driver = Driver::new(net.queue_sizes(), 0, 0);
+        for (missing, wanted) in [(0, Some(0)), (1, Some(1)), (2, None), (3, None), (4, None)] {
+            let mut activation = driver.activation(net.features());
+            activation.queues.retain(|queue| queue.index != missing);
+            let error = net.activate(activation).err();
+            assert_eq!(
+                error.map(
+                    |error| matches!(error, ActivateError::MissingQueue(index) if Some(index) == wanted)
+                ),
+                wanted.map(|_| true),
+                "{missing}"
+            );
+            net.reset();
         }
     });
 }
 
 #[test]
-fn a_tap_that_somebody_else_has_opened_will_do() {
+fn what_a_guest_does_not_finish_the_host_does() {
     in_own_network(|| {
-        let given = Tap::create("dbt10", 1).unwrap();
-        let fd: OwnedFd = given.queue(0).unwrap().try_clone().unwrap().into();
-        drop(given);
-        let tap = Tap::from_fds(vec![fd]).unwrap();
-        assert_eq!((tap.name(), tap.queue_pairs()), ("dbt10", 1));
-        assert_ne!(tap.offloads().features() & features::CSUM, 0);
+        for vhost in ways() {
+            let mut net = Net::new(configured("dbt21", 1), with(vhost)).unwrap();
+            let all = net.features();
+            let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
+            let unfinished = |driver: &mut Driver, payload: &[u8]| {
+                socket.send_to(payload, "192.0.2.2:4000").unwrap();
+                loop {
+                    let (head, written) = driver.queues[0].wait_used();
+                    let frame = driver.read(driver.queues[0].address(head), written as usize);
+                    recycle(&mut driver.queues[0], head);
+                    if frame.ends_with(payload) {
+                        // VIRTIO_NET_HDR_F_NEEDS_CSUM
+                        return frame[0] & 1 == 1;
+                    }
+                }
+            };
+            for (features, leaves) in [(all & !features::GUEST_CSUM, false), (all, true)] {
+                let mut driver = Driver::start_with(&mut net, features, 4 << 20).unwrap();
+                for i in 0..64 {
+                    driver.queues[0].add(&[writable(DATA + i * 2048, 2048)]);
+                }
+                assert_eq!(unfinished(&mut driver, b"as agreed"), leaves);
+                if leaves {
+                    // VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET: none any more.
+                    driver.write(DATA + 0x30_0000, &[5, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+                    driver.queues[2].add(&[readable(DATA + 0x30_0000, 10), writable(DATA + 0x30_1000, 1)]);
+                    driver.queues[2].wait_used();
+                    assert!(!unfinished(&mut driver, b"as asked for"));
+                }
+                net.reset();
+            }
+        }
     });
 }
 
