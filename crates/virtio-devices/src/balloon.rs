@@ -30,8 +30,6 @@ use crate::{ActivateError, Activation, EventHandler, Events, Ring, Transport, Vi
 const STATS: u64 = 1 << 1;
 /// `VIRTIO_BALLOON_F_DEFLATE_ON_OOM`
 const DEFLATE_ON_OOM: u64 = 1 << 2;
-/// `VIRTIO_BALLOON_F_FREE_PAGE_HINT`: not offered; it is for migration.
-const FREE_PAGE_HINT: u64 = 1 << 3;
 /// `VIRTIO_BALLOON_F_PAGE_POISON`
 const PAGE_POISON: u64 = 1 << 4;
 /// `VIRTIO_BALLOON_F_PAGE_REPORTING`
@@ -302,11 +300,11 @@ impl Balloon {
         let deflate = rings.remove(&1).ok_or(ActivateError::MissingQueue(1))?;
         let stats = if features & STATS == 0 { None } else { rings.remove(&2) };
         // Linux's driver counts only the queues that there are: without hints, reporting is 3, and 2 if there are no statistics either
-        // (`vp_find_vqs`, drivers/virtio/virtio_pci_common.c, up to 6.12 at least). In the specification it is 4.
-        let reporting = if features & PAGE_REPORTING == 0 || features & FREE_PAGE_HINT != 0 {
-            rings.remove(&4).filter(|_| features & PAGE_REPORTING != 0)
-        } else {
-            rings.pop_last().map(|(_, ring)| ring)
+        // (`vp_find_vqs`, drivers/virtio/virtio_pci_common.c, up to 6.12 at least). In the specification it is 4. Hints (VIRTIO_BALLOON_F_FREE_PAGE_HINT) are
+        // for migration, and not offered: it is the last in either case.
+        let reporting = match features & PAGE_REPORTING {
+            0 => None,
+            _ => rings.pop_last().map(|(_, ring)| ring),
         };
         let queues = Queues { inflate, deflate, stats, reporting };
         let inflator = Inflator::new(queues, Arc::clone(&self.shared), transport);

@@ -117,7 +117,44 @@ fn targets_are_told_and_what_has_come_of_them_is_heard() {
     assert_eq!((handle.actual(), handle.target()), (1 << 20, 1 << 20));
     balloon.reset();
     assert_eq!(handle.actual(), 0);
+    // A driver that is not there any more is not told, and finds it when it comes.
     handle.set_target(u64::MAX);
+    let later = start(&mut balloon, 0);
+    drop(balloon);
+    handle.set_target(0);
+    assert_eq!((driver.transport.config_changes(), later.transport.config_changes()), (1, 0));
+}
+
+#[test]
+fn a_balloon_offers_what_it_was_made_for() {
+    // Statistics anyway; deflation when memory is short; reports, with which the host has to know of a pattern.
+    for (deflate_on_oom, free_page_reporting, features) in [
+        (false, false, 0b00_0010),
+        (true, false, 0b00_0110),
+        (false, true, 0b11_0010),
+        (true, true, 0b11_0110),
+    ] {
+        let options = BalloonOptions { target: 0, deflate_on_oom, free_page_reporting };
+        let balloon = Balloon::new(options).unwrap();
+        assert_eq!((balloon.device_type(), balloon.features()), (5, features));
+    }
+}
+
+#[test]
+fn queues_of_what_was_not_agreed_on_are_left_alone() {
+    let mut balloon = Balloon::new(BalloonOptions::default()).unwrap();
+    let features = balloon.features() & !(PAGE_REPORTING | STATS);
+    let mut driver = Driver::start_with(&mut balloon, features, SIZE).unwrap();
+    driver.write(PAGES, &[7; 0x4_0000]);
+    driver.queues[4].add(&[writable(PAGES, 0x1_0000)]);
+    driver.queues[2].add(&[readable(PAGES, 10)]);
+    // Those would have been heard of by now.
+    for _ in 0..2 {
+        numbers(&mut driver, 0, [PAGES / PAGE + 16]);
+        numbers(&mut driver, 1, [PAGES / PAGE + 16]);
+    }
+    assert_eq!((driver.queues[4].peek_used(), driver.queues[2].peek_used()), (0, 0));
+    assert!(is(&driver, PAGES, 16, 7) && balloon.handle().stats().is_none());
 }
 
 #[test]
@@ -174,6 +211,8 @@ fn hostile_queues_need_a_reset_and_no_more() {
         }
     }
     let mut driver = start(&mut balloon, 0);
-    driver.queues[0].add(&[readable(LIST, 0x4_0000); 5]);
+    driver.queues[0].add(&[readable(PAGES, 0x4_0000); 4]);
+    driver.queues[0].wait_used();
+    driver.queues[0].add(&[readable(PAGES, 0x4_0000); 5]);
     assert!(driver.transport.wait_needs_reset().contains("more page numbers"));
 }
