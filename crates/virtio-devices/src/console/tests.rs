@@ -35,8 +35,10 @@ fn what_is_typed_arrives_when_the_guest_has_room() {
         driver.queues[0].add(&[writable(DATA, 100)]);
         assert_eq!(driver.queues[0].wait_used().1, 5);
         assert_eq!(driver.read(DATA, 5), b"guest");
-        // With room first and keys later as well.
+        // With room first and keys later as well: what the guest says is heard after that it has room.
         driver.queues[0].add(&[writable(DATA, 100)]);
+        driver.queues[1].add(&[readable(DATA, 1)]);
+        driver.queues[1].wait_used();
         keys.write_all(b"!").unwrap();
         assert_eq!(driver.queues[0].wait_used().1, 1);
     }
@@ -105,9 +107,12 @@ fn a_file_can_be_typed_and_written() {
     driver.queues[0].add(&[writable(DATA + 6, 100)]);
     assert_eq!(driver.queues[0].wait_used().1, 5);
     assert_eq!(driver.read(DATA, 11), b"from a file");
+    // There is no more, which is nothing.
+    driver.queues[0].add(&[writable(DATA + 20, 100)]);
     driver.queues[1].add(&[readable(DATA, 11)]);
     driver.queues[1].wait_used();
     assert_eq!(std::fs::read(&output).unwrap(), b"from a file");
+    assert_eq!(driver.queues[0].used(), None);
     std::fs::remove_dir_all(&directory).unwrap();
 }
 
@@ -115,7 +120,10 @@ fn a_file_can_be_typed_and_written() {
 fn the_size_is_told_and_changes() {
     let (mut console, _keys, mut screen) = console();
     let handle = console.handle();
-    assert_eq!(console.features() & SIZE, SIZE);
+    // VIRTIO_CONSOLE_F_SIZE, VIRTIO_CONSOLE_F_EMERG_WRITE
+    assert_eq!((console.device_type(), console.features()), (3, 1 | 4));
+    let unsized_one = Console::new(None, File::options().write(true).open("/dev/null").unwrap().into(), None);
+    assert_eq!(unsized_one.unwrap().features(), 4);
     let driver = Driver::start(&mut console, 0, 0).unwrap();
     let mut config = [0xff; 12];
     console.read_config(0, &mut config);
@@ -130,6 +138,13 @@ fn the_size_is_told_and_changes() {
     let mut byte = [0];
     screen.read_exact(&mut byte).unwrap();
     assert_eq!(&byte, b"!");
+    // A driver that is not there any more is not told, and finds it when it comes.
+    console.reset();
+    handle.resize(1, 2);
+    let later = Driver::start(&mut console, 0, 0).unwrap();
+    drop(console);
+    handle.resize(3, 4);
+    assert_eq!((driver.transport.config_changes(), later.transport.config_changes()), (1, 0));
 }
 
 #[test]
