@@ -238,7 +238,8 @@ impl Connection {
     /// Whether there is something to tell the guest.
     pub(super) fn has_something(&self) -> bool {
         let Unsaid { request, response, credit, shutdown } = self.unsaid;
-        let data = self.readable && self.may_read() && (self.credit.room() > 0 || !self.asked);
+        // Who was asked for credit has none, until it tells something new.
+        let data = self.readable && self.may_read() && !self.asked;
         request || response || credit || shutdown != 0 || data || self.credit.worth_telling()
     }
 

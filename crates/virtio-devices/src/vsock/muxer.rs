@@ -297,4 +297,17 @@ mod tests {
             assert_eq!(most_connections(descriptors), most);
         }
     }
+    #[test]
+    fn ports_that_host_programs_seem_to_come_from_go_round_and_leave_out_those_in_use() {
+        let path = std::env::temp_dir().join(format!("vsock-ports-{}", std::process::id()));
+        let mut muxer = Muxer::new(3, Arc::new(Listener::bind(&path).unwrap()));
+        assert_eq!([muxer.new_port(7), muxer.new_port(8)], [FIRST_HOST_PORT, FIRST_HOST_PORT + 1]);
+        muxer.tokens.insert(Ports { guest: 7, host: FIRST_HOST_PORT }, FIRST_TOKEN);
+        // The highest is anybody's.
+        muxer.next_port = u32::MAX - 1;
+        let ports = [7, 7, 8].map(|guest| muxer.new_port(guest));
+        assert_eq!(ports, [u32::MAX - 1, FIRST_HOST_PORT + 1, FIRST_HOST_PORT + 2]);
+        muxer.next_port = FIRST_HOST_PORT;
+        assert_eq!(muxer.new_port(8), FIRST_HOST_PORT, "another port of the guest's has it");
+    }
 }
