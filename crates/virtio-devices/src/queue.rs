@@ -480,6 +480,11 @@ impl Ring {
 }
 
 #[cfg(test)]
+#[path = "queue_tests.rs"]
+#[allow(clippy::cast_possible_truncation, reason = "tests")]
+mod ring_tests;
+
+#[cfg(test)]
 #[allow(clippy::cast_possible_truncation, reason = "tests")]
 mod tests {
     use proptest::prelude::*;

@@ -289,12 +289,17 @@ impl DriverQueue {
         self.seen = self.seen.wrapping_add(1);
         if self.features & EVENT_IDX != 0 {
             // Interrupt for the next one.
-            let event = self.base + Self::AVAILABLE + 4 + 2 * u64::from(self.size);
-            self.memory.write_obj(self.seen, GuestAddress(event)).unwrap();
+            self.want_interrupt_at(self.seen);
         }
         let head: u32 = self.memory.read_obj(GuestAddress(slot)).unwrap();
         let written: u32 = self.memory.read_obj(GuestAddress(slot + 4)).unwrap();
         Some((u16::try_from(head).unwrap(), written))
+    }
+
+    /// Wants to be interrupted for the chain that is used when the used index is this.
+    pub(crate) fn want_interrupt_at(&self, used: u16) {
+        let event = self.base + Self::AVAILABLE + 4 + 2 * u64::from(self.size);
+        self.memory.write_obj(used, GuestAddress(event)).unwrap();
     }
 
     /// How many chains were used altogether.

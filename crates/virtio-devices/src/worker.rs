@@ -286,4 +286,43 @@ mod tests {
         events.remove(&bell).unwrap();
         assert!(events.remove(&bell).is_err());
     }
+
+    /// Hears what is ready, once.
+    struct Look(Vec<u64>);
+
+    impl EventHandler for Look {
+        fn ready(&mut self, token: u64, _: &Events) -> ControlFlow<()> {
+            self.0.push(token);
+            ControlFlow::Continue(())
+        }
+
+        fn settled(&mut self, _: &Events) -> ControlFlow<(), bool> {
+            ControlFlow::Break(())
+        }
+    }
+
+    #[test]
+    fn a_descriptor_is_told_of_if_it_is_ready_for_what_is_waited_for() {
+        // One that can be written, and one that can be read as well.
+        let (full, mut empty) = std::os::unix::net::UnixStream::pair().unwrap();
+        std::io::Write::write_all(&mut empty, b"x").unwrap();
+        let bell = Doorbell::new().unwrap();
+        bell.ring().unwrap();
+        let table = [
+            (Interest::Read, true, false),
+            (Interest::Write, true, true),
+            (Interest::Both, true, true),
+            (Interest::Nothing, false, false),
+        ];
+        for (interest, with_data, without) in table {
+            for (socket, told) in [(&full, with_data), (&empty, without)] {
+                let events = Events::new().unwrap();
+                events.add(socket, 1, interest).unwrap();
+                events.add(&bell, 2, Interest::Read).unwrap();
+                let mut look = Look(Vec::new());
+                listen(Doorbell::new().unwrap().as_fd(), &events, &mut look);
+                assert_eq!((look.0.contains(&1), look.0.contains(&2)), (told, true), "{interest:?}");
+            }
+        }
+    }
 }

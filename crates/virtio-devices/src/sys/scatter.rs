@@ -36,7 +36,6 @@ impl Scatter {
         segments: impl IntoIterator<Item: Borrow<Segment>>,
         tail: &mut [u8],
     ) -> io::Result<usize> {
-        self.vectors.clear();
         self.fill(memory, segments, Permissions::Write)?;
         if !tail.is_empty() {
             self.vectors.push(libc::iovec { iov_base: tail.as_mut_ptr().cast(), iov_len: tail.len() });
@@ -62,7 +61,6 @@ impl Scatter {
         memory: &GuestMemoryMmap,
         segments: impl IntoIterator<Item: Borrow<Segment>>,
     ) -> io::Result<usize> {
-        self.vectors.clear();
         self.fill(memory, segments, Permissions::Read)?;
         let fd = fd.as_fd().as_raw_fd();
         let count = self.count();
@@ -84,7 +82,6 @@ impl Scatter {
         memory: &GuestMemoryMmap,
         segments: impl IntoIterator<Item: Borrow<Segment>>,
     ) -> io::Result<usize> {
-        self.vectors.clear();
         self.fill(memory, segments, Permissions::Read)?;
         let fd = socket.as_fd().as_raw_fd();
         // SAFETY: all of a msghdr's fields may be zero: no name, no control data, no flags.
@@ -103,12 +100,15 @@ impl Scatter {
         result
     }
 
+    /// Names the segments.
     fn fill(
         &mut self,
         memory: &GuestMemoryMmap,
         segments: impl IntoIterator<Item: Borrow<Segment>>,
         access: Permissions,
     ) -> io::Result<()> {
+        // A call that has failed here may have left some.
+        self.vectors.clear();
         for segment in segments {
             let segment = segment.borrow();
             let outside = |_| io::Error::from_raw_os_error(libc::EFAULT);
@@ -184,15 +184,35 @@ mod tests {
 
     #[test]
     fn what_is_not_memory_reaches_no_system_call() {
-        let (_near, far) = UnixStream::pair().unwrap();
-        let outside = [Segment { address: GuestAddress(0x1ffc), length: 8 }];
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let inside = Segment { address: GuestAddress(0x20), length: 2 };
+        let outside = [inside, Segment { address: GuestAddress(0x1ffc), length: 8 }];
+        let memory = memory();
         let mut scatter = Scatter::new();
         let refused = |result: io::Result<usize>| {
             assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EFAULT));
         };
-        refused(scatter.read(&far, &memory(), outside, &mut []));
-        refused(scatter.write(&far, &memory(), outside));
-        refused(scatter.send(&far, &memory(), outside));
+        // Nor does it reach the next one.
+        near.write_all(b"0123456789").unwrap();
+        refused(scatter.read(&far, &memory, outside, &mut []));
+        assert_eq!(scatter.read(&far, &memory, [inside], &mut []).unwrap(), 2);
+        refused(scatter.write(&far, &memory, outside));
+        assert_eq!(scatter.write(&far, &memory, [inside]).unwrap(), 2);
+        refused(scatter.send(&far, &memory, outside));
+        assert_eq!(scatter.send(&far, &memory, [inside]).unwrap(), 2);
+    }
+
+    #[test]
+    fn a_socket_that_takes_no_more_is_not_waited_for() {
+        let (_near, far) = UnixStream::pair().unwrap();
+        let segments = [Segment { address: GuestAddress(0), length: 0x2000 }];
+        let (memory, mut scatter) = (memory(), Scatter::new());
+        let full = loop {
+            if let Err(error) = scatter.send(&far, &memory, segments) {
+                break error;
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]
