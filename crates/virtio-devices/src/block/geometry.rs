@@ -100,6 +100,11 @@ mod tests {
                 let bytes = config.get(at..at + 4).unwrap().try_into().unwrap();
                 assert_eq!(u32::from_le_bytes(bytes), most, "{field}, blocks of {block}");
             }
+            // Section 5.2.4: physical blocks as a power of two of logical ones, where the first begins, the least that is worth writing.
+            let [min_low, min_high] = u16::try_from(4096 / block).unwrap().to_le_bytes();
+            let exponent = u8::try_from((4096 / block).ilog2()).unwrap();
+            assert_eq!(config.get(24..28).unwrap(), [exponent, 0, min_low, min_high]);
+            assert_eq!(config.get(44..48).unwrap(), 8_u32.to_le_bytes(), "discard_sector_alignment");
             assert_eq!(geometry.locate(0, u64::from(most) * SECTOR), Some(0));
         }
     }

@@ -135,6 +135,7 @@ fn a_transfer_goes_on_until_it_is_done_or_fails() {
         assert_eq!(rig.parse(kind, 2, &data, false), Parsed::Start, "{what}");
         let told = rig.run(script);
         assert_eq!(told, expected, "{what}");
+        assert_eq!((rig.operation.is_read(), rig.operation.is_write()), (kind == 0, kind == 1));
         let status = if told.last().unwrap() == "Ok" { Status::Ok } else { Status::IoError };
         assert_eq!(rig.operation.answer(&rig.memory, status).unwrap(), written, "{what}");
         let byte: u8 = rig.memory.read_obj(GuestAddress(STATUS_AT)).unwrap();
@@ -197,7 +198,7 @@ fn flushes_and_write_through_wait_for_stable_storage() {
 fn ranges_are_cleared_in_the_best_way_there_is() {
     use libc::{EIO, ENOSPC, EOPNOTSUPP};
     type Script = (&'static str, u32, u32, &'static [Result<usize, i32>], &'static [&'static str]);
-    let table: [Script; 9] = [
+    let table: [Script; 10] = [
         (
             "discard",
             VIRTIO_BLK_T_DISCARD,
@@ -253,6 +254,13 @@ fn ranges_are_cleared_in_the_best_way_there_is() {
             VIRTIO_BLK_T_WRITE_ZEROES,
             0,
             &[Err(EOPNOTSUPP), Err(ENOSPC)],
+            &["zero 4096 at 0", "write 4096 at 0", "IoError"],
+        ),
+        (
+            "zeroes by hand that come to nothing",
+            VIRTIO_BLK_T_WRITE_ZEROES,
+            0,
+            &[Err(EOPNOTSUPP), Ok(0)],
             &["zero 4096 at 0", "write 4096 at 0", "IoError"],
         ),
         ("zeroes, full", VIRTIO_BLK_T_WRITE_ZEROES, 0, &[Err(ENOSPC)], &["zero 4096 at 0", "IoError"]),
@@ -336,6 +344,12 @@ fn buffers_that_direct_io_cannot_take_go_through_one_that_it_can() {
         }
     }
     assert!(out == pattern);
+    // An address or a length is enough.
+    for data in [[(1, 512), (0x1000, 512)], [(0, 511), (0x1000, 513)], [(0, 512), (0x1004, 512)]] {
+        let data = data.map(|(at, length)| segment(DATA_AT + at, length));
+        rig.parse(VIRTIO_BLK_T_IN, 0, &data, false);
+        assert!(rig.operation.bouncing, "{data:?}");
+    }
     // Aligned ones go straight.
     rig.parse(VIRTIO_BLK_T_IN, 0, &[segment(DATA_AT, 512), segment(DATA_AT + 4096, 1024)], false);
     assert_eq!(rig.run(&[Ok(1536)]), ["read 1536 at 0", "Ok"]);
@@ -369,6 +383,11 @@ fn more_pieces_than_the_host_takes_at_a_time_are_all_moved() {
             );
         }
         assert!(out == data, "{align}");
+        rig.operation.answer(&rig.memory, Status::Ok).unwrap();
+        assert!(
+            rig.operation.buffers.bounced().is_empty(),
+            "few requests need room of their own: it is given back"
+        );
 
         // All of them are one place: the last is what is there in the end.
         rig.parse(VIRTIO_BLK_T_IN, 0, &pieces, false);
