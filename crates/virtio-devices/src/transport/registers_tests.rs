@@ -177,6 +177,7 @@ fn writes() -> impl Strategy<Value = Vec<(u64, usize, u64)>> {
         4 => prop_oneof![Just(1u64), Just(0), Just(0b1011), Just(0xffff_ffff)].prop_map(|value| (0x0c, 4, value)),
         2 => (0..4u64).prop_map(|value| (0x16, 2, value)),
         2 => Just((0x1c, 2, 1)),
+        2 => (prop_oneof![Just(0x10u64), Just(0x1a)], 0..6u64).prop_map(|(offset, vector)| (offset, 2, vector)),
         2 => (0..0x48u64, prop_oneof![Just(1usize), Just(2), Just(4), Just(8)], any::<u64>()),
     ];
     proptest::collection::vec(one, 0..60)
@@ -196,6 +197,7 @@ proptest! {
             match effect {
                 Effect::Activate => {
                     prop_assert!(!running, "started twice without a reset");
+                    prop_assert_eq!(status & FAILED, 0, "the driver has given up");
                     running = true;
                 }
                 Effect::Reset => {
