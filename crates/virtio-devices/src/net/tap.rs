@@ -231,7 +231,7 @@ impl Tap {
             if flags & IFF_TAP == 0 {
                 return Err(bad("it carries IP packets, not Ethernet frames (IFF_TUN)"));
             }
-            if flags & IFF_VNET_HDR == 0 || flags & IFF_NO_PI == 0 {
+            if flags & IFF_VNET_HDR == 0 || !sys::is_without_packet_info(fd).unwrap_or(false) {
                 return Err(bad("it has to be opened with IFF_NO_PI | IFF_VNET_HDR"));
             }
             if *name.get_or_insert_with(|| its.clone()) != its {

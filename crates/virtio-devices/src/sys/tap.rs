@@ -26,6 +26,31 @@ pub(crate) fn interface(fd: impl AsFd) -> io::Result<(String, c_short)> {
     Ok((String::from_utf8_lossy(&name).into_owned(), flags))
 }
 
+/// Whether the queue's frames come without a `struct tun_pi` before them (`IFF_NO_PI`).
+///
+/// The kernel says so by the same bit as that there is no filter (`IFF_NOFILTER`, `__tun_chr_ioctl`, Linux 6.12, `drivers/net/tun.c`): so there is one while it is
+/// asked, which lets everything through.
+pub(crate) fn is_without_packet_info(fd: impl AsFd) -> io::Result<bool> {
+    let is_set = |fd| interface(fd).map(|(_, flags)| c_int::from(flags) & libc::IFF_NO_PI != 0);
+    let fd = fd.as_fd();
+    if !is_set(fd)? {
+        return Ok(false);
+    }
+    // BPF_RET | BPF_K: so many bytes of a frame pass.
+    let mut all = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: u32::MAX };
+    let filter = libc::sock_fprog { len: 1, filter: &raw mut all };
+    // SAFETY: the kernel reads one sock_fprog and the one instruction that it points to.
+    match check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNATTACHFILTER, &raw const filter) }) {
+        // A macvtap has no filters, and means the one thing.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(true),
+        other => other?,
+    }
+    let set = is_set(fd);
+    // SAFETY: as above; the kernel does not even read it.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNDETACHFILTER, &raw const filter) })?;
+    set
+}
+
 /// `TUNSETVNETHDRSZ`: how long the `virtio_net_hdr` before each frame is.
 pub(crate) fn set_header_size(fd: impl AsFd, size: c_int) -> io::Result<()> {
     // SAFETY: the kernel reads one int.

@@ -85,6 +85,7 @@ fn descriptors_that_are_of_no_tap_or_of_another_kind_are_refused() {
         let table = [
             (vec![("dbt16", libc::IFF_TUN | all)], 0, "IP packets"),
             (vec![("dbt17", libc::IFF_TAP | libc::IFF_NO_PI)], 0, "IFF_VNET_HDR"),
+            (vec![("dbt18", libc::IFF_TAP | libc::IFF_VNET_HDR)], 0, "IFF_NO_PI"),
             (vec![("dbt19", libc::IFF_TAP | all), ("dbt20", libc::IFF_TAP | all)], 1, "another interface"),
         ];
         for (kinds, bad, why) in table {

@@ -450,6 +450,8 @@ fn a_card_is_what_its_tap_can_do_and_one_pair_is_used_by_who_knows_of_one() {
         // MAC, STATUS, MRG_RXBUF, CTRL_VQ, CTRL_RX, CTRL_RX_EXTRA, CTRL_MAC_ADDR, MTU, MQ.
         let own = [5, 16, 15, 17, 18, 20, 23, 3, 22].into_iter().fold(0, |all, bit| all | 1_u64 << bit);
         assert_eq!(net.features(), own | offloads);
+        let single = Net::new(Tap::create("dbt23", 1).unwrap(), options()).unwrap();
+        assert_eq!((single.features(), single.queue_sizes().len()), ((own | offloads) & !features::MQ, 3));
         // The control queue is the third to a driver that knows of one pair, and the last to one that knows of all.
         for (features, control) in [(net.features() & !features::MQ, 2), (net.features(), 4)] {
             let mut driver = Driver::start_with(&mut net, features, 1 << 20).unwrap();
