@@ -91,6 +91,22 @@ fn a_driver_hears_of_large_requests_one_by_one_and_of_small_ones_together() {
     }
 }
 
+/// Sections 5.2.3 and 5.2.5.2: one that chooses its cache can flush, one that cannot be written is not asked to forget.
+#[test]
+fn a_disk_offers_what_can_be_done_with_it() {
+    use std::os::fd::AsRawFd;
+    let image = File::from(memfd_create("image", MemfdFlags::CLOEXEC).unwrap());
+    image.set_len(3 << 20).unwrap();
+    let path = format!("/proc/self/fd/{}", image.as_raw_fd());
+    let (seg_max, ro, blk_size, flush, topology) = (1 << 2, 1 << 5, 1 << 6, 1 << 9, 1 << 10);
+    let (config_wce, mq, discard, write_zeroes) = (1 << 11, 1 << 12, 1 << 13, 1 << 14);
+    let always = seg_max | blk_size | flush | topology | config_wce | mq;
+    for (readonly, features) in [(false, always | discard | write_zeroes), (true, always | ro)] {
+        let block = Block::open(&BlockOptions { readonly, ..BlockOptions::new(&path) }).unwrap();
+        assert_eq!((block.features(), block.size()), (features, 3 << 20), "read-only: {readonly}");
+    }
+}
+
 #[test]
 fn a_disk_says_how_many_of_its_queues_are_served_with_io_uring() {
     use std::os::fd::AsRawFd;
