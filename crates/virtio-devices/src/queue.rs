@@ -429,11 +429,15 @@ impl Ring {
     /// # Errors
     /// [`RingError::Available`].
     pub fn wants_interrupt(&mut self) -> Result<bool, RingError> {
+        let used = Wrapping(self.queue.next_used());
+        let before = std::mem::replace(&mut self.asked_at, used);
+        if used == before {
+            // Nothing that it could want to hear of.
+            return Ok(false);
+        }
         // The used index is visible before the flag or the event is read: section 2.7.7.2.
         fence(Ordering::SeqCst);
         if self.queue.event_idx_enabled() {
-            let used = Wrapping(self.queue.next_used());
-            let before = std::mem::replace(&mut self.asked_at, used);
             let event = GuestAddress(self.queue.avail_ring())
                 .checked_add(4 + 2 * u64::from(self.queue.size()))
                 .ok_or(RingError::Available)?;

@@ -16,6 +16,22 @@ fn ring(features: u64, used: u16) -> (Ring, Driver) {
     (Ring::new(active, activation.memory), driver)
 }
 
+#[test]
+fn a_driver_that_wants_interrupts_is_interrupted_for_what_was_pushed_and_for_nothing_else() {
+    for features in [0, EVENT_IDX] {
+        let (mut ring, mut driver) = ring(features, 0);
+        let mut chain = Chain::new();
+        for round in 0..3 {
+            assert_eq!(ring.wants_interrupt(), Ok(false), "nothing was pushed yet");
+            let head = driver.queues[0].add_quietly(&[writable(DATA, 1)]);
+            assert!(ring.pop(&mut chain).unwrap());
+            ring.push(head, 1).unwrap();
+            // With EVENT_IDX, it has asked for the first only.
+            assert_eq!(ring.wants_interrupt(), Ok(features == 0 || round == 0), "{features:#x}, {round}");
+        }
+    }
+}
+
 /// The same room takes chain after chain.
 #[test]
 fn a_chain_is_what_its_descriptors_say_and_nothing_of_the_one_before() {
