@@ -12,7 +12,7 @@ use doorbell_tests::{host_or_skip, noise};
 
 /// How much goes each way.
 ///
-/// Every byte is two or three exits to this process, a tenth of a millisecond each on an emulated host with nothing else to do: nine minutes for
+/// Every byte is two or three exits to this process, a tenth of a millisecond each on an emulated host with nothing else to do: seven minutes for
 /// the megabyte, which one kind of host has to do for all. The other way in differs in the interrupt controller only.
 fn amount(host: &Host) -> usize {
     match host.gic {
