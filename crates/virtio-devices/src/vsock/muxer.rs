@@ -297,6 +297,7 @@ mod tests {
             assert_eq!(most_connections(descriptors), most);
         }
     }
+
     #[test]
     fn ports_that_host_programs_seem_to_come_from_go_round_and_leave_out_those_in_use() {
         let path = std::env::temp_dir().join(format!("vsock-ports-{}", std::process::id()));
