@@ -176,10 +176,9 @@ impl Vsock {
         let transmit = transmit.ok_or(ActivateError::MissingQueue(TRANSMIT))?;
         let muxer = Muxer::new(u64::from(self.cid.get()), Arc::clone(&self.listener));
         let multiplexer = Multiplexer::new(muxer, receive, transmit, transport);
-        let events = multiplexer
-            .events(&self.listener)
-            .map_err(|source| ActivateError::Worker { name: self.name(), source })?;
-        Ok((events, multiplexer))
+        multiplexer
+            .and_then(|multiplexer| Ok((multiplexer.events()?, multiplexer)))
+            .map_err(|source| ActivateError::Worker { name: self.name(), source })
     }
 }
 

@@ -2,6 +2,7 @@
 //! All connections of a guest: which packet belongs to which, and whose turn it is.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::sync::Arc;
 
 use rustix::process::{Resource, getrlimit};
@@ -180,11 +181,23 @@ impl Muxer {
         }
     }
 
+    /// The socket that host programs connect to.
+    pub(super) fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
     /// Host programs have connected.
-    pub(super) fn accept(&mut self, events: &Events) {
+    ///
+    /// # Errors
+    /// Why they have to wait: mostly, the process or the host has no descriptor left.
+    pub(super) fn accept(&mut self, events: &Events) -> io::Result<()> {
         // As many as can wait at once; others get their turn in the next round.
         for _ in 0..MAX_HANDSHAKES {
-            let Ok(stream) = self.listener.accept() else { return };
+            let stream = match self.listener.accept() {
+                Ok(stream) => stream,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => return Err(e),
+            };
             if self.handshakes.len() >= MAX_HANDSHAKES {
                 // Whoever has been silent for longest.
                 self.handshakes.pop_first();
@@ -192,6 +205,7 @@ impl Muxer {
             let token = self.new_token();
             self.greet(token, Handshake::new(stream), events);
         }
+        Ok(())
     }
 
     /// The stream of a connection or a handshake is ready.

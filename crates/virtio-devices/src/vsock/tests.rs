@@ -19,6 +19,7 @@ use crate::testing::{
 };
 use crate::{Chain, Events};
 
+mod exhausted;
 mod threadless;
 
 const DATA: u64 = Driver::DATA;

@@ -3,19 +3,27 @@
 
 use std::io;
 use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+
 use super::muxer::{FIRST_TOKEN, Muxer};
-use super::socket::Listener;
 use crate::{Chain, EventHandler, Events, Interest, Ring, RingError, Transport};
 
 /// How many packets are moved one way before others get their turn.
 const BUDGET: usize = 256;
 
-const LISTENER: u64 = 0;
+/// How long host programs wait that could not be taken because there is no descriptor left. Whoever closes one does not say so.
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+pub(super) const LISTENER: u64 = 0;
 const RECEIVE: u64 = 1;
 const TRANSMIT: u64 = 2;
-const _: () = assert!(TRANSMIT < FIRST_TOKEN, "tokens of connections are others");
+pub(super) const RESUME: u64 = 3;
+const _: () = assert!(RESUME < FIRST_TOKEN, "tokens of connections are others");
 
 /// The device at work.
 pub(super) struct Multiplexer {
@@ -27,11 +35,20 @@ pub(super) struct Multiplexer {
     transmit_chain: Chain,
     /// Packets of the guest's wait until it has taken answers.
     stalled: bool,
+    /// When host programs are listened to again. It is there from the beginning: it is needed when there is no descriptor left.
+    resume: OwnedFd,
 }
 
 impl Multiplexer {
-    pub(super) fn new(muxer: Muxer, receive: Ring, transmit: Ring, transport: Arc<dyn Transport>) -> Self {
-        Self {
+    pub(super) fn new(
+        muxer: Muxer,
+        receive: Ring,
+        transmit: Ring,
+        transport: Arc<dyn Transport>,
+    ) -> io::Result<Self> {
+        let resume =
+            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        Ok(Self {
             muxer,
             receive,
             transmit,
@@ -39,14 +56,16 @@ impl Multiplexer {
             receive_chain: Chain::new(),
             transmit_chain: Chain::new(),
             stalled: false,
-        }
+            resume,
+        })
     }
 
-    pub(super) fn events(&self, listener: &Listener) -> io::Result<Events> {
+    pub(super) fn events(&self) -> io::Result<Events> {
         let events = Events::new()?;
-        events.add(listener, LISTENER, Interest::Read)?;
+        events.add(self.muxer.listener(), LISTENER, Interest::Read)?;
         events.add(self.receive.notify(), RECEIVE, Interest::Read)?;
         events.add(self.transmit.notify(), TRANSMIT, Interest::Read)?;
+        events.add(&self.resume, RESUME, Interest::Read)?;
         // What there is already may have been said before anybody listened.
         self.transmit.notify().ring().map_err(io::Error::other)?;
         Ok(events)
@@ -103,9 +122,27 @@ impl Multiplexer {
         self.receive.interrupt()
     }
 
+    /// Takes host programs. Those that cannot be taken for now would be reported again and again.
+    fn accept(&mut self, events: &Events) {
+        if self.muxer.accept(events).is_err() {
+            let once = Itimerspec { it_interval: Timespec::default(), it_value: PAUSE };
+            // Without the timer they would never be listened to again.
+            if timerfd_settime(&self.resume, TimerfdTimerFlags::empty(), &once).is_ok() {
+                let _ = events.modify(self.muxer.listener(), LISTENER, Interest::Nothing);
+            }
+        }
+    }
+
+    /// Listens to host programs again.
+    fn resume(&mut self, events: &Events) {
+        let _ = rustix::io::read(&self.resume, &mut [0; 8]);
+        let _ = events.modify(self.muxer.listener(), LISTENER, Interest::Read);
+    }
+
     fn handle(&mut self, token: u64, events: &Events) -> Result<(), RingError> {
         match token {
-            LISTENER => self.muxer.accept(events),
+            LISTENER => self.accept(events),
+            RESUME => self.resume(events),
             RECEIVE => {
                 let _ = self.receive.notify().take();
             }

@@ -127,7 +127,7 @@ fn beyond_the_most_connections_there_are_no_more_until_one_has_gone() {
     let asks = |muxer: &mut Muxer| {
         let mut stream = UnixStream::connect(place.socket()).unwrap();
         stream.write_all(b"CONNECT 7\n").unwrap();
-        muxer.accept(&events);
+        muxer.accept(&events).unwrap();
         stream.set_nonblocking(true).unwrap();
         (stream.read(&mut [0]).ok(), muxer.len())
     };
