@@ -176,7 +176,7 @@ impl Tap {
             Err(other) => return Err(other),
         };
         // It stays as it is while it is ours.
-        if Found::by_name(name)?.index != found.index {
+        if index(&found.socket, name)? != found.index {
             return Ok(None);
         }
         // With many queues the kernel lets anybody add another one; it has a carrier while somebody has one
@@ -359,8 +359,10 @@ impl Tap {
 }
 
 /// An interface as it is before it is opened.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Found {
+    /// What it was asked with.
+    socket: OwnedFd,
     /// Its number: one that is made anew by the same name has another.
     index: u32,
     has_carrier: bool,
@@ -368,18 +370,28 @@ pub(super) struct Found {
 
 impl Found {
     pub(super) fn by_name(name: &str) -> Result<Self, TapError> {
-        let asked = |source: io::Error| match source.raw_os_error() {
-            Some(libc::ENODEV) => TapError::Missing { name: name.to_owned() },
-            _ => TapError::Host { action: "ask the kernel about", name: name.to_owned(), source },
-        };
-        let socket = any_socket().map_err(asked)?;
-        let index = name_to_index(&socket, name).map_err(|errno| asked(errno.into()))?;
+        let socket = any_socket().map_err(|source| asked(name, source))?;
+        let index = index(&socket, name)?;
         let has_carrier = match sys::interface_has_carrier(&socket, name) {
             // An interface that cannot tell is no tap, which is found out in a moment.
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => false,
-            other => other.map_err(asked)?,
+            other => other.map_err(|source| asked(name, source))?,
         };
-        Ok(Self { index, has_carrier })
+        Ok(Self { socket, index, has_carrier })
+    }
+}
+
+/// The number of the interface `name`.
+fn index(socket: &OwnedFd, name: &str) -> Result<u32, TapError> {
+    name_to_index(socket, name).map_err(|errno| asked(name, errno.into()))
+}
+
+/// Why the kernel has not said something of the interface `name`.
+fn asked(name: &str, source: io::Error) -> TapError {
+    let name = name.to_owned();
+    match source.raw_os_error() {
+        Some(libc::ENODEV) => TapError::Missing { name },
+        _ => TapError::Host { action: "ask the kernel about", name, source },
     }
 }
 
