@@ -156,6 +156,7 @@ mod tests {
     use rustix::fs::{MemfdFlags, memfd_create};
     use std::fs;
     use std::os::fd::AsRawFd;
+    use vmm_sys_util::tempdir::TempDir;
 
     type Open = fn(&dyn VfioFiles) -> Result<OwnedFd, Error>;
 
@@ -170,8 +171,9 @@ mod tests {
 
     #[test]
     fn files_are_where_the_kernel_has_them_and_what_is_missing_is_said_with_what_it_needs() {
-        let dev = std::env::temp_dir().join(format!("vfio-files-{}", std::process::id()));
-        let files = HostFiles::at(&dev);
+        let directory = TempDir::new().unwrap();
+        let dev = directory.as_path();
+        let files = HostFiles::at(dev);
         let mut needs = Vec::new();
         for (path, open) in FILES {
             match open(&files).unwrap_err() {
@@ -189,7 +191,6 @@ mod tests {
             assert_eq!(std::io::read_to_string(file).unwrap(), path);
         }
         assert!(files.has_iommufd());
-        fs::remove_dir_all(&dev).unwrap();
     }
 
     #[test]

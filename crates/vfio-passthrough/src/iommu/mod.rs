@@ -192,6 +192,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
     use vm_memory::GuestAddress;
+    use vmm_sys_util::tempdir::TempDir;
 
     #[test]
     fn guest_memory_is_what_this_process_has_mapped_and_devices_may_write_to_it() {
@@ -218,7 +219,8 @@ mod tests {
 
     #[test]
     fn those_of_a_group_that_do_dma_for_the_host_are_named() {
-        let root = std::env::temp_dir().join(format!("vfio-iommu-{}-group", std::process::id()));
+        let directory = TempDir::new().unwrap();
+        let root = directory.as_path();
         let devices = root.join("bus/pci/devices");
         let group = root.join("group/devices");
         fs::create_dir_all(&group).unwrap();
@@ -237,12 +239,11 @@ mod tests {
         add("0000:01:00.3", Some("mlx5_vfio_pci"));
         add("0000:01:00.4", Some("pcieport"));
         add("0000:01:00.5", Some("pci-stub"));
-        let device = Sysfs::at(&root).pci_device("0000:01:00.0").unwrap();
+        let device = Sysfs::at(root).pci_device("0000:01:00.0").unwrap();
         assert_eq!(of_the_host(&device), None, "itself does not count");
         add("0000:01:00.6", Some("e1000e"));
         add("0000:01:00.7", Some("ahci"));
         let others = "0000:01:00.6 has driver e1000e, 0000:01:00.7 has driver ahci";
         assert_eq!(of_the_host(&device).as_deref(), Some(others));
-        fs::remove_dir_all(&root).unwrap();
     }
 }

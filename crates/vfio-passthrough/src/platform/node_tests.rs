@@ -4,15 +4,15 @@ use super::super::overlay::{self, tests::Blob};
 use super::*;
 use crate::host::Sysfs;
 use std::fs;
-use std::path::{Path, PathBuf};
+use vmm_sys_util::tempdir::TempDir;
 
 /// A directory that looks like a device tree in sysfs.
-struct Tree(PathBuf);
+struct Tree(TempDir);
 
 impl Tree {
-    fn new(name: &str, properties: &[(&str, &[u8])]) -> Self {
-        let root = std::env::temp_dir().join(format!("vfio-node-{}-{name}", std::process::id()));
-        let base = root.join("firmware/devicetree/base");
+    fn new(properties: &[(&str, &[u8])]) -> Self {
+        let root = TempDir::new().unwrap();
+        let base = root.as_path().join("firmware/devicetree/base");
         fs::create_dir_all(&base).unwrap();
         for (path, value) in properties {
             let path = base.join(path);
@@ -23,15 +23,9 @@ impl Tree {
     }
 
     fn node(&self, name: &str) -> GuestNode {
-        let directory = self.0.join("firmware/devicetree/base").join(name);
-        let host = HostNode::read(Path::new(&directory)).unwrap();
-        GuestNode::from_host(&host, &HostTree::new(&Sysfs::at(&self.0)))
-    }
-}
-
-impl Drop for Tree {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let root = self.0.as_path();
+        let host = HostNode::read(&root.join("firmware/devicetree/base").join(name)).unwrap();
+        GuestNode::from_host(&host, &HostTree::new(&Sysfs::at(root)))
     }
 }
 
@@ -71,7 +65,7 @@ fn a_pl011_keeps_what_it_is_and_its_shared_clock() {
         ("pl011@9000000/name", b"pl011\0"),
         ("pl011@9000000/reg", &[0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0]),
     ]);
-    let tree = Tree::new("pl011", &of_the_host);
+    let tree = Tree::new(&of_the_host);
     let mut node = tree.node("pl011@9000000");
     assert_eq!(dropped(&node), [""; 0]);
     node.place(vec![(0x0c02_0000, 0x1000)], vec![(Spi::new(18).unwrap(), TriggerMode::Level)]);
@@ -111,7 +105,7 @@ fn clocks_that_are_two_stay_two_and_an_open_input_stays_open() {
         ("dev@5/clocks", &[0, 0, 0x80, 1, 0, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0x80, 1]),
         ("dev@5/phandle", &[0, 0, 0x80, 2]),
     ]);
-    let tree = Tree::new("clocks", &of_the_host);
+    let tree = Tree::new(&of_the_host);
     let mut node = tree.node("dev@5");
     assert_eq!(dropped(&node), [""; 0]);
     node.place(vec![(0x0c01_0000, 0x100), (0x0c02_0000, 0x200)], Vec::new());
@@ -174,7 +168,7 @@ fn references_that_the_guest_cannot_follow_are_dropped_with_a_reason() {
         ("dev@1/status", b"okay\0"),
         ("dev@1/port/endpoint", b""),
     ];
-    let tree = Tree::new("references", &properties);
+    let tree = Tree::new(&properties);
     let node = tree.node("dev@1");
     assert_eq!(
         dropped(&node),
@@ -198,15 +192,12 @@ fn references_that_the_guest_cannot_follow_are_dropped_with_a_reason() {
 
 #[test]
 fn a_controller_that_others_refer_to_has_a_phandle_and_a_user_may_set_what_is_missing() {
-    let tree = Tree::new(
-        "gpio",
-        &[
-            ("pl061@9030000/phandle", &[0, 0, 0x80, 6]),
-            ("pl061@9030000/gpio-controller", b""),
-            ("pl061@9030000/#gpio-cells", &[0, 0, 0, 2]),
-            ("pl061@9030000/clocks", &[0, 0, 0, 1]),
-        ],
-    );
+    let tree = Tree::new(&[
+        ("pl061@9030000/phandle", &[0, 0, 0x80, 6]),
+        ("pl061@9030000/gpio-controller", b""),
+        ("pl061@9030000/#gpio-cells", &[0, 0, 0, 2]),
+        ("pl061@9030000/clocks", &[0, 0, 0, 1]),
+    ]);
     let mut node = tree.node("pl061@9030000");
     assert!(node.wants_phandle);
     assert_eq!(dropped(&node), ["clocks"]);
@@ -222,16 +213,13 @@ fn with_overlay(node: &mut GuestNode, overlay: &Blob) -> Node {
 
 #[test]
 fn an_overlay_gives_what_was_dropped_with_phandles_of_the_guests() {
-    let tree = Tree::new(
-        "overlay",
-        &[
-            ("mmc@1/compatible", b"vendor,mmc\0"),
-            ("mmc@1/vmmc-supply", &[0, 0, 0, 4]),
-            ("mmc@1/phandle", &[0, 0, 0x80, 9]),
-            ("mmc@1/card/reg", &[0; 4]),
-            ("mmc@1/other/reg", &[0; 4]),
-        ],
-    );
+    let tree = Tree::new(&[
+        ("mmc@1/compatible", b"vendor,mmc\0"),
+        ("mmc@1/vmmc-supply", &[0, 0, 0, 4]),
+        ("mmc@1/phandle", &[0, 0, 0x80, 9]),
+        ("mmc@1/card/reg", &[0; 4]),
+        ("mmc@1/other/reg", &[0; 4]),
+    ]);
     let mut node = tree.node("mmc@1");
     assert_eq!(dropped(&node), ["vmmc-supply", "card", "other"]);
     // /dts-v1/; /plugin/; &{/} {
@@ -280,7 +268,7 @@ fn what_an_overlay_says_of_clocks_and_phandle_is_not_said_twice() {
         ("a@1/clock-names", b"core\0bus\0"),
         ("a@1/phandle", &[0, 0, 0x80, 1]),
     ]);
-    let tree = Tree::new("overlay-clocks", &of_the_host);
+    let tree = Tree::new(&of_the_host);
     let mut node = tree.node("a@1");
     assert_eq!(dropped(&node), ["clocks: bus"]);
     let device = with_overlay(&mut node, &Blob::overlay(|blob| blob.prop("clock-names", b"x\0")));
@@ -297,7 +285,7 @@ fn what_an_overlay_says_of_clocks_and_phandle_is_not_said_twice() {
 
 #[test]
 fn where_a_device_is_and_whom_it_interrupts_is_not_an_overlays_to_say() {
-    let tree = Tree::new("overlay-ours", &[("a@1/compatible", b"a\0")]);
+    let tree = Tree::new(&[("a@1/compatible", b"a\0")]);
     for name in ["reg", "interrupts", "interrupts-extended", "interrupt-parent"] {
         let mut node = tree.node("a@1");
         let overlay = Blob::overlay(|blob| blob.prop("compatible", b"b\0").prop(name, &[0; 16]));

@@ -139,45 +139,30 @@ impl HostTree {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A directory, gone with the test.
-    struct Directory(PathBuf);
-
-    impl Directory {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("vfio-tree-{}-{name}", std::process::id()));
-            fs::create_dir_all(&path).unwrap();
-            Self(path)
-        }
-    }
-
-    impl Drop for Directory {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
+    use vmm_sys_util::tempdir::TempDir;
 
     #[test]
     fn a_node_is_believed_up_to_a_size() {
-        let node = Directory::new("size");
+        let directory = TempDir::new().unwrap();
+        let node = directory.as_path();
         let largest = vec![7; usize::try_from(MAX_PROPERTY).unwrap()];
-        fs::write(node.0.join("p0"), &largest).unwrap();
+        fs::write(node.join("p0"), &largest).unwrap();
         // In the reverse of their order, and half of them nodes.
         for n in (1..MAX_PROPERTIES).rev() {
             match n % 2 {
-                0 => fs::write(node.0.join(format!("p{n}")), b"").unwrap(),
-                _ => fs::create_dir(node.0.join(format!("n{n:03}"))).unwrap(),
+                0 => fs::write(node.join(format!("p{n}")), b"").unwrap(),
+                _ => fs::create_dir(node.join(format!("n{n:03}"))).unwrap(),
             }
         }
-        let read = HostNode::read(&node.0).unwrap();
+        let read = HostNode::read(node).unwrap();
         assert_eq!(read.get("p0"), Some(largest.as_slice()));
         assert_eq!(read.properties.len() + read.children.len(), MAX_PROPERTIES);
         assert!(read.children.is_sorted());
-        let refused = || HostNode::read(&node.0).unwrap_err().to_string();
-        fs::write(node.0.join("one-more"), b"").unwrap();
+        let refused = || HostNode::read(node).unwrap_err().to_string();
+        fs::write(node.join("one-more"), b"").unwrap();
         assert_eq!(refused(), "too many properties");
-        fs::remove_file(node.0.join("one-more")).unwrap();
-        fs::write(node.0.join("p0"), [largest.as_slice(), b"7"].concat()).unwrap();
+        fs::remove_file(node.join("one-more")).unwrap();
+        fs::write(node.join("p0"), [largest.as_slice(), b"7"].concat()).unwrap();
         assert_eq!(refused(), "a property is too long");
     }
 

@@ -9,8 +9,6 @@ pub mod watched;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use gsi_routing::{GsiHandle, Router, models};
@@ -25,6 +23,7 @@ use vfio_passthrough::iommu::IommuKind;
 use vfio_passthrough::pci::{PciEvent, PciOptions, VfioPciFunction};
 use vfio_passthrough::{Device, DmaSpace, Error, GuestSlots, ResamplePath, Slot, SlotMemory};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::tempdir::TempDir;
 
 pub const ITS: u64 = 0x0808_0000;
 pub const TRANSLATER: u64 = ITS + 0x1_0040;
@@ -42,26 +41,24 @@ pub const PCI: u32 = 2;
 pub const AMBA: u32 = 8;
 
 /// A directory that looks like sysfs, as far as names go.
-pub struct FakeSysfs(PathBuf);
+pub struct FakeSysfs(TempDir);
 
 impl FakeSysfs {
     pub fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let root = std::env::temp_dir().join(format!("vfio-test-{}-{n}", std::process::id()));
+        let root = TempDir::new().unwrap();
         for device in [format!("bus/pci/devices/{PCI_NAME}"), format!("bus/amba/devices/{PLATFORM_NAME}")] {
-            fs::create_dir_all(root.join(device)).unwrap();
+            fs::create_dir_all(root.as_path().join(device)).unwrap();
         }
         Self(root)
     }
 
     pub fn sysfs(&self) -> Sysfs {
-        Sysfs::at(&self.0)
+        Sysfs::at(self.0.as_path())
     }
 
     /// A PCI device that this driver has.
     pub fn add(&self, name: &str, driver: Option<&str>) -> HostDevice {
-        let device = self.0.join("bus/pci/devices").join(name);
+        let device = self.0.as_path().join("bus/pci/devices").join(name);
         fs::create_dir_all(&device).unwrap();
         let link = device.join("driver");
         let _ = fs::remove_file(&link);
@@ -69,12 +66,6 @@ impl FakeSysfs {
             std::os::unix::fs::symlink(format!("../../../../bus/pci/drivers/{driver}"), link).unwrap();
         }
         self.sysfs().pci_device(name).unwrap()
-    }
-}
-
-impl Drop for FakeSysfs {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
