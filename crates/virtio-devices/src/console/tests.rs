@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use irqfd::Doorbell;
 use rustix::fs::{OFlags, fcntl_getfl};
+use vmm_sys_util::tempdir::TempDir;
 
 use super::*;
 use crate::testing::{
@@ -95,9 +96,8 @@ fn after_a_failed_write_output_goes_nowhere() {
 
 #[test]
 fn a_file_can_be_typed_and_written() {
-    let directory = std::env::temp_dir().join(format!("virtio-console-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
-    let (input, output) = (directory.join("input"), directory.join("output"));
+    let directory = TempDir::new().unwrap();
+    let (input, output) = (directory.as_path().join("input"), directory.as_path().join("output"));
     std::fs::write(&input, b"from a file").unwrap();
     let output_file: OwnedFd = File::create(&output).unwrap().into();
     let mut console = Console::new(Some(File::open(&input).unwrap().into()), output_file, None).unwrap();
@@ -113,7 +113,6 @@ fn a_file_can_be_typed_and_written() {
     driver.queues[1].wait_used();
     assert_eq!(std::fs::read(&output).unwrap(), b"from a file");
     assert_eq!(driver.queues[0].used(), None);
-    std::fs::remove_dir_all(&directory).unwrap();
 }
 
 #[test]

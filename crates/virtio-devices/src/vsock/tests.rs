@@ -6,10 +6,10 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use proptest::prelude::*;
 use vm_memory::GuestAddress;
+use vmm_sys_util::tempdir::TempDir;
 
 use super::credit::BUFFER_SIZE;
 use super::header::{Header, Op, SIZE};
@@ -31,25 +31,19 @@ const BUFFERS: u64 = 32;
 const BUFFER: u32 = 0x4000;
 
 /// A directory of a test's own.
-struct Place(PathBuf);
+struct Place(TempDir);
 
 impl Place {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("vsock-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(TempDir::new().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.as_path().join(name)
     }
 
     fn socket(&self) -> PathBuf {
-        self.0.join("s")
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        self.path("s")
     }
 }
 
@@ -145,11 +139,11 @@ fn connect(place: &Place, guest: &mut Guest, port: u32) -> (UnixStream, u32) {
 
 /// Connects the guest to a program that listens at the host's `port`.
 fn connect_to(place: &Place, guest: &mut Guest, from: u32, port: u32) -> UnixStream {
-    let listener = UnixListener::bind(place.0.join(format!("s_{port}"))).unwrap();
+    let listener = UnixListener::bind(place.path(&format!("s_{port}"))).unwrap();
     guest.op(Op::Request, from, port);
     guest.expect(Op::Response, from, port);
     let (stream, _) = listener.accept().unwrap();
-    fs::remove_file(place.0.join(format!("s_{port}"))).unwrap();
+    fs::remove_file(place.path(&format!("s_{port}"))).unwrap();
     stream
 }
 
@@ -645,12 +639,12 @@ fn addresses_and_paths_that_cannot_be_are_refused() {
     drop(datagrams);
     fs::remove_file(place.socket()).unwrap();
     // With a port after it, it has to fit.
-    let long = |length: usize| place.0.join("x".repeat(length - place.0.as_os_str().len() - 1));
+    let long = |length: usize| place.path(&"x".repeat(length - place.path("").as_os_str().len()));
     drop(Vsock::new(cid, long(96)).unwrap());
     assert!(matches!(Vsock::new(cid, long(97)), Err(VsockError::PathTooLong(_))));
     fs::write(place.socket(), b"a file").unwrap();
     assert!(matches!(Vsock::new(cid, place.socket()), Err(VsockError::NotASocket(_))));
-    assert!(matches!(Vsock::new(cid, place.0.join("no/such")), Err(VsockError::Socket { .. })));
+    assert!(matches!(Vsock::new(cid, place.path("no/such")), Err(VsockError::Socket { .. })));
 }
 
 #[test]

@@ -5,10 +5,10 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use virtio_devices::{Block, BlockError, BlockOptions};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::tempdir::TempDir;
 
 use super::driver::{Buffer, Driver, DriverQueue};
 use super::{Machine, wait_for};
@@ -28,19 +28,15 @@ pub const UNSUPP: u8 = 2;
 const UNTOUCHED: u8 = 0xee;
 
 /// A directory that goes away.
-pub struct Directory(PathBuf);
+pub struct Directory(TempDir);
 
 impl Directory {
     pub fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("virtio-block-{}-{number}", std::process::id()));
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
+        Self(TempDir::new().unwrap())
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.0.as_path().join(name)
     }
 
     /// A raw image whose bytes tell where they are.
@@ -50,12 +46,6 @@ impl Directory {
         let data = pattern(0, sectors);
         file.write_all_at(&data, 0).unwrap();
         path
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::testing::run_until_quiet;
 fn nothing_is_reported_for_ever_that_cannot_be_dealt_with() {
     let place = Place::new();
     let device = vsock(&place);
-    let listener = UnixListener::bind(place.0.join("s_1")).unwrap();
+    let listener = UnixListener::bind(place.path("s_1")).unwrap();
     let mut driver = Driver::new(device.queue_sizes(), 0, 1 << 20);
     let (events, mut multiplexer) = device.multiplexer(driver.activation(0)).unwrap();
     let mut say = |driver: &mut Driver, header: Option<Header>| -> Vec<(Option<Op>, u32)> {
@@ -56,7 +56,7 @@ fn nothing_is_reported_for_ever_that_cannot_be_dealt_with() {
 fn what_comes_later_stays_behind_what_waits() {
     let place = Place::new();
     let mut muxer = Muxer::new(Guest::CID, Arc::new(Listener::bind(&place.socket()).unwrap()));
-    let listener = UnixListener::bind(place.0.join("s_1")).unwrap();
+    let listener = UnixListener::bind(place.path("s_1")).unwrap();
     let events = Events::new().unwrap();
     let mut driver = Driver::new(&[16, 16], 0, 1 << 20);
     let mut rings =
@@ -108,7 +108,7 @@ fn what_comes_later_stays_behind_what_waits() {
 #[test]
 fn beyond_the_most_connections_there_are_no_more_until_one_has_gone() {
     let place = Place::new();
-    let _listener = UnixListener::bind(place.0.join("s_1")).unwrap();
+    let _listener = UnixListener::bind(place.path("s_1")).unwrap();
     let mut muxer = Muxer::new(Guest::CID, Arc::new(Listener::bind(&place.socket()).unwrap()));
     muxer.limit(2);
     let events = Events::new().unwrap();
@@ -163,7 +163,7 @@ proptest! {
         ),
     ) {
         let place = Place::new();
-        let listener = UnixListener::bind(place.0.join("s_1")).unwrap();
+        let listener = UnixListener::bind(place.path("s_1")).unwrap();
         listener.set_nonblocking(true).unwrap();
         let own = Arc::new(Listener::bind(&place.socket()).unwrap());
         let mut muxer = Muxer::new(3, own);
