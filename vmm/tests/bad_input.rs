@@ -11,33 +11,23 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use vmm_sys_util::tempdir::TempDir;
 
 /// A directory of a test's own.
-struct Scratch(PathBuf);
+struct Scratch(TempDir);
 
 impl Scratch {
     fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("doorbell-input-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).unwrap();
-        Self(path)
+        Self(TempDir::new_with_prefix(std::env::temp_dir().join("doorbell-input-")).unwrap())
     }
 
     fn file(&self, name: impl AsRef<Path>, contents: impl AsRef<[u8]>) -> PathBuf {
-        let path = self.0.join(name);
+        let path = self.0.as_path().join(name);
         fs::write(&path, contents).unwrap();
         path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -164,8 +154,8 @@ fn kernels_that_are_none() {
 fn kernels_that_are_not_there_or_no_files() {
     let scratch = Scratch::new();
     for (path, words) in [
-        (scratch.0.join("nowhere"), ["nowhere", "No such file", "--kernel"]),
-        (scratch.0.clone(), ["doorbell-input", "no regular file", "--kernel"]),
+        (scratch.0.as_path().join("nowhere"), ["nowhere", "No such file", "--kernel"]),
+        (scratch.0.as_path().to_owned(), ["doorbell-input", "no regular file", "--kernel"]),
         (PathBuf::from("/dev/zero"), ["/dev/zero", "no regular file", "--kernel"]),
         (PathBuf::from(""), ["value is required", "--kernel", "--help"]),
     ] {
@@ -328,7 +318,7 @@ fn configuration_files_that_are_wrong_name_file_and_line() {
     }
     let binary = scratch.file("binary", [0xff, 0xfe, 0, 1]);
     refused(&run([&"--config" as &dyn AsRef<OsStr>, &binary]), &["binary", "--config"]);
-    refused(&run([&"--config" as &dyn AsRef<OsStr>, &scratch.0]), &["directory", "--config"]);
+    refused(&run([&"--config" as &dyn AsRef<OsStr>, &scratch.0.as_path()]), &["directory", "--config"]);
     refused(
         &run([&"--config", &"/nowhere.toml"] as [&dyn AsRef<OsStr>; 2]),
         &["/nowhere.toml", "No such file"],
@@ -339,8 +329,8 @@ fn configuration_files_that_are_wrong_name_file_and_line() {
 fn names_with_line_breaks_and_bytes_that_are_no_text_stay_on_one_line() {
     let scratch = Scratch::new();
     let strange = OsStr::from_bytes(b"a\nb\x1b[31m\xff");
-    refused(&run([&"--kernel" as &dyn AsRef<OsStr>, &scratch.0.join(strange)]), &["No such file"]);
-    refused(&run([&"--config" as &dyn AsRef<OsStr>, &scratch.0.join(strange)]), &["No such file"]);
+    refused(&run([&"--kernel" as &dyn AsRef<OsStr>, &scratch.0.as_path().join(strange)]), &["No such file"]);
+    refused(&run([&"--config" as &dyn AsRef<OsStr>, &scratch.0.as_path().join(strange)]), &["No such file"]);
     refused(&run([&strange as &dyn AsRef<OsStr>]), &["--help"]);
     refused(&run([&"--cpus" as &dyn AsRef<OsStr>, &strange]), &["UTF-8", "--help"]);
     refused(&run([&"--memory" as &dyn AsRef<OsStr>, &OsStr::new("1\n2")]), &["--memory"]);
@@ -349,7 +339,7 @@ fn names_with_line_breaks_and_bytes_that_are_no_text_stay_on_one_line() {
 #[test]
 fn nothing_is_written_for_a_run_that_is_refused() {
     let scratch = Scratch::new();
-    let tree = scratch.0.join("tree.dtb");
+    let tree = scratch.0.as_path().join("tree.dtb");
     let mut args = with_kernel(&scratch, &["--cpus", "0", "--dump-fdt"]);
     args.push(tree.clone().into());
     refused(&args, &["--cpus"]);

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use doorbell::cli::{Cli, Command};
 use doorbell::config::Settings;
+use vmm_sys_util::tempdir::TempDir;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -83,7 +84,8 @@ fn every_command_line_is_understood() {
 
 #[test]
 fn every_configuration_is_understood() {
-    let path = std::env::temp_dir().join(format!("doorbell-documented-{}.toml", std::process::id()));
+    let directory = TempDir::new().unwrap();
+    let path = directory.as_path().join("guest.toml");
     let mut texts: Vec<(PathBuf, String)> = Vec::new();
     for (page, text) in pages() {
         texts.extend(blocks(&text, "toml").into_iter().map(|block| (page.clone(), block.to_owned())));
@@ -97,5 +99,4 @@ fn every_configuration_is_understood() {
         let config = settings.and_then(Settings::into_config);
         config.unwrap_or_else(|e| panic!("{}: {}", page.display(), e.one_line()));
     }
-    fs::remove_file(path).unwrap();
 }

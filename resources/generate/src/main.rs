@@ -48,6 +48,7 @@ fn write(directory: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use clap::Command;
+    use vmm_sys_util::tempdir::TempDir;
 
     /// Every command below and including this one, by the name of its page.
     fn names(command: &Command, names: &mut Vec<String>) {
@@ -57,8 +58,9 @@ mod tests {
 
     #[test]
     fn each_command_has_a_page_and_each_shell_knows_them() {
-        let directory = std::env::temp_dir().join(format!("doorbell-generate-{}", std::process::id()));
-        write(&directory).unwrap();
+        let directory = TempDir::new().unwrap();
+        let directory = directory.as_path();
+        write(directory).unwrap();
         let mut command = Cli::command();
         command.build();
         let mut all = Vec::new();
@@ -75,6 +77,5 @@ mod tests {
                 assert!(text.contains(word), "{file} has no {word}");
             }
         }
-        fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -209,18 +209,12 @@ fn answer(request: &Request, current: &Current) -> http::Answer {
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-
-    fn directory() -> PathBuf {
-        static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("doorbell-control-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        path
-    }
+    use vmm_sys_util::tempdir::TempDir;
 
     #[test]
     fn requests_reach_the_machine_that_is_attached_and_the_socket_goes_with_its_owner() {
-        let path = directory().join("vm.sock");
+        let directory = TempDir::new().unwrap();
+        let path = directory.as_path().join("vm.sock");
         let control = Control::listen(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let error = client::state(&path).unwrap_err();
@@ -237,7 +231,8 @@ mod tests {
 
     #[test]
     fn a_socket_that_is_served_is_left_alone_and_one_that_is_not_is_replaced() {
-        let path = directory().join("vm.sock");
+        let directory = TempDir::new().unwrap();
+        let path = directory.as_path().join("vm.sock");
         let first = Control::listen(&path).unwrap();
         let error = Control::listen(&path).unwrap_err().one_line();
         assert!(error.contains("another machine"), "{error}");
@@ -254,7 +249,8 @@ mod tests {
 
     #[test]
     fn who_talks_nonsense_is_told_and_keeps_nobody_else_from_talking() {
-        let path = directory().join("vm.sock");
+        let directory = TempDir::new().unwrap();
+        let path = directory.as_path().join("vm.sock");
         let control = Control::listen(&path).unwrap();
         let _attached = control.attach(Box::new(api::tests::Noted::default()));
         let mut stream = UnixStream::connect(&path).unwrap();
@@ -270,6 +266,6 @@ mod tests {
     fn a_name_is_a_socket_in_a_directory_of_ours_and_a_path_is_a_path() {
         assert_eq!(socket_of(Path::new("./web")), Path::new("./web"));
         assert_eq!(socket_of(Path::new("/a/b")), Path::new("/a/b"));
-        assert_eq!(socket_of(Path::new("web")), super::directory().join("web.sock"));
+        assert_eq!(socket_of(Path::new("web")), directory().join("web.sock"));
     }
 }
