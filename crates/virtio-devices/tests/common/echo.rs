@@ -9,9 +9,29 @@ use irqfd::Doorbell;
 use virtio_devices::{
     ActivateError, Activation, Chain, Events, Interest, Ring, RingError, Transport, VirtioDevice, Worker,
 };
+use vm_memory::{Bytes, GuestAddress};
+
+use super::driver::{Driver, DriverQueue, EVENT_IDX, INDIRECT_DESC};
 
 pub const TYPE: u32 = 42;
 pub const FEATURE: u64 = 1 << 3 | 1 << 52;
+/// What the device and the transport offer, but for the version.
+pub const ALL: u64 = FEATURE | EVENT_IDX | INDIRECT_DESC;
+
+/// Sends `text` through the device and back.
+pub fn round_trip(driver: &mut Driver, queue: &mut DriverQueue, text: &[u8]) {
+    let page = driver.pages(4096);
+    let back = page + 2048;
+    driver.memory.write_slice(text, GuestAddress(page)).unwrap();
+    queue.want_interrupt(1);
+    queue.add(&[(page, text.len() as u32, false), (back, 2048, true)]).unwrap();
+    queue.kick(1);
+    let (_, written) = queue.wait_used();
+    assert_eq!(written as usize, text.len());
+    let mut got = vec![0; text.len()];
+    driver.memory.read_slice(&mut got, GuestAddress(back)).unwrap();
+    assert_eq!(got, text);
+}
 
 /// What a test sees of the device, and tells it.
 #[derive(Default)]
