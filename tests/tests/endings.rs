@@ -156,6 +156,18 @@ fn a_signal_ends_a_run_whose_output_nobody_reads() {
 }
 
 #[test]
+fn ctrl_a_x_ends_a_run_whose_output_nobody_reads() {
+    let host = host_or_skip!();
+    let mut guest = Guest::tiny(&host, &Tiny::new().print("up").chatter()).input(Input::PIPE).start();
+    guest.wait_for("up");
+    guest.stop_reading();
+    guest.wait_until_full();
+    // The keys before have to find their way past the vCPU that is stuck.
+    guest.send(b"abc\x01x");
+    guest.wait().assert_status(6);
+}
+
+#[test]
 fn keys_that_end_other_programs_go_to_the_guest() {
     let host = host_or_skip!();
     let terminal = Terminal::new();

@@ -9,11 +9,12 @@ use std::thread;
 
 use doorbell_tests::guest::{Gic, Guest, Host, Input, Scratch, Tiny};
 use doorbell_tests::{host_or_skip, noise};
+use rustix::process::Signal;
 
 /// How much goes each way.
 ///
-/// Every byte is two or three exits to this process, a tenth of a millisecond each on an emulated host with nothing else to do: seven minutes for
-/// the megabyte, which one kind of host has to do for all. The other way in differs in the interrupt controller only.
+/// Every byte to the guest is two exits to this process, a tenth of a millisecond each on an emulated host with nothing else to do: minutes for
+/// the megabyte, which one kind of host has to do for all. The other differs in the interrupt controller only.
 fn amount(host: &Host) -> usize {
     match host.gic {
         Gic::V3 => 1 << 20,
@@ -94,6 +95,41 @@ fn a_megabyte_each_way_at_once_arrives_whole() {
     assert!(sent >= up.len() as u64, "{sent} sent");
     assert!(received >= down.len() as u64, "{received} received");
     assert!(resampled > 0 && resampled <= raised, "{raised} raised, {resampled} EOIs");
+    // The kernel collects what the guest sends.
+    let [returns, reads, writes] = end.report("exits")[..] else { panic!("{end}") };
+    assert!(
+        writes < sent / 8,
+        "{returns} returns of KVM_RUN for {reads} reads and {writes} writes, {sent} bytes sent"
+    );
+}
+
+/// The kernel collects output from the eighth byte on, and this guest never returns from it again.
+#[test]
+fn what_a_guest_writes_before_it_sleeps_or_spins_arrives() {
+    let host = host_or_skip!();
+    for program in
+        [Tiny::new().print("12345678 and nine").sleep(), Tiny::new().print("12345678 and nine").spin()]
+    {
+        let mut guest = Guest::tiny(&host, &program).start();
+        guest.wait_for("12345678 and nine");
+        guest.signal(Signal::TERM);
+        guest.wait().assert_status(143);
+    }
+}
+
+/// Nothing that the guest said is lost when it ends itself, or asks the host for something that no host has.
+#[test]
+fn what_a_guest_writes_before_its_end_arrives() {
+    let host = host_or_skip!();
+    let words = "0123456789".repeat(30);
+    for (program, status) in [
+        (Tiny::new().print(&words).power_off(), 0),
+        (Tiny::new().print(&words).load_that_cannot_be_emulated(), 5),
+    ] {
+        let end = Guest::tiny(&host, &program).run();
+        end.assert_status(status);
+        assert_eq!(end.text(), words);
+    }
 }
 
 #[test]

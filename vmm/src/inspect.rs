@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Looking at a machine's interrupts: all of them, and one of them closely. Nothing here runs before somebody asks.
 
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use irqfd::LevelState;
@@ -236,7 +237,7 @@ impl Parts {
             let look = Look {
                 gic: &self.gic,
                 memory: self.memory.memory(),
-                debugfs: Some(gic::directory(self.vm_fd)),
+                debugfs: Some(gic::directory(self.vm.as_raw_fd())),
                 still: held.is_ok(),
             };
             look.fill_in(&mut situation);

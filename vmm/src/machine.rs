@@ -2,7 +2,7 @@
 //! The machine: everything put together in the order that the kernel wants, and taken apart in reverse.
 
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use irqfd::{LevelTrigger, Resample, ResampleSubscriber};
 use kvm_bindings::kvm_vcpu_init;
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VmFd};
 use kvm_irqchip::KvmVm;
 use vgic::{GicLayout, GicPhandles, InitializedVgic, MmioRegion, Vgic};
 use virtio_devices::BalloonHandle;
@@ -42,10 +42,10 @@ use crate::platform::PlatformDevices;
 use crate::power::Signals;
 use crate::report::Report;
 use crate::rtc::RealTimeClock;
-use crate::serial::{SerialPort, Stdout};
+use crate::serial::{SerialPort, Stdout, Ticks};
 use crate::signals::{self, Taken, Wake};
 use crate::status::Status;
-use crate::sys::{self, DeviceSlots, VmMemory};
+use crate::sys::{self, CollectedWrites, DeviceSlots, VmMemory};
 use crate::terminal::{self, RawTerminal};
 use crate::v2m::MsiFrame;
 use crate::vcpu::{self, Ending, Features, RunningVcpu, Vcpu};
@@ -139,8 +139,8 @@ pub(crate) struct Parts {
     features: Features,
     pub(crate) config: Config,
     pub(crate) memory: VmMemory,
-    /// The number of the VM's descriptor, by which the kernel's debugfs knows it.
-    pub(crate) vm_fd: RawFd,
+    /// The VM itself; the kernel's debugfs knows it by its descriptor's number.
+    pub(crate) vm: Arc<VmFd>,
     /// What looks at the interrupts so far have seen.
     pub(crate) history: History,
     pub(crate) returns: Arc<AtomicU64>,
@@ -283,7 +283,7 @@ impl Machine {
             gic,
             features,
             memory,
-            vm_fd: vm_fd.as_raw_fd(),
+            vm: vm_fd,
             history: History::new(started),
             returns: Arc::new(AtomicU64::new(0)),
             config: config.clone(),
@@ -334,6 +334,14 @@ impl Machine {
                 tracing::error!("the interrupt of the {name}: {trouble:?}");
             })));
         }
+        if let Some(first) = running.vcpus.first() {
+            let writes =
+                CollectedWrites::new(Arc::clone(&parts.vm), Arc::clone(first.pages()), layout::SERIAL.start);
+            let ticks = Ticks::new(Arc::clone(&parts.serial), Box::new(writes));
+            let ticks =
+                ticks.map_err(|e| Error::host("cannot have a timer for the serial port").because(e))?;
+            events.add_subscriber(Box::new(ticks));
+        }
         let keyboard = match keyboard {
             Some(pipe) => Keyboard::Pipe(pipe),
             None => Keyboard::Serial(Arc::clone(&parts.serial)),
@@ -369,21 +377,28 @@ impl Machine {
             }))
         });
         let outcome = event_loop(&mut events, &verdict, &parts.returns);
-        if let Outcome::Signal(number) = outcome {
+        let at_once = match outcome {
+            Outcome::Signal(number) => Some(signals::exit_code(number)),
+            Outcome::UserQuit if parts.serial.waits_for_reader() => Some(Status::UserQuit.code()),
+            _ => None,
+        };
+        if let Some(status) = at_once {
             if let Some(control) = control {
                 control.remove_socket();
             }
             write_metrics_in_time(&parts);
-            // Whoever sent it wants us gone, even if a vCPU is stuck in a write that nobody reads: nothing is waited for, and
+            parts.serial.finish(false);
+            // Whoever asked for it wants us gone, even if a vCPU is stuck in a write that nobody reads: nothing is waited for, and
             // the kernel takes everything back.
             terminal::restore();
-            std::process::exit(i32::from(signals::exit_code(number)));
+            std::process::exit(i32::from(status));
         }
         // Nobody waits for the loop or for a vCPU any more; then nobody asks for anything, and then nothing changes.
         drop(events);
         running.pause.end();
         drop(attached);
         drop(running);
+        parts.serial.finish(true);
         hotplug.finish();
         if let Some(path) = &parts.config.metrics {
             parts.write_metrics(path);

@@ -6,13 +6,17 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_bindings::{
+    KVM_COALESCED_MMIO_PAGE_OFFSET, kvm_coalesced_mmio, kvm_coalesced_mmio_ring, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
 use vfio_passthrough::{GuestSlots, Slot, SlotMemory};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::serial::WriteRing;
 
 /// A VM and the guest memory that its slots point into: the mappings live at least as long as the VM can reach them.
 #[derive(Debug)]
@@ -150,45 +154,47 @@ impl Drop for DeviceSlot {
     }
 }
 
-/// The byte of a vCPU's shared page that makes `KVM_RUN` return at once (`kvm_run.immediate_exit`), writable from other
-/// threads than the vCPU's own.
+/// A second mapping of the pages that a vCPU shares with the kernel (`KVM_GET_VCPU_MMAP_SIZE`), for other threads than the vCPU's own: the byte that makes
+/// `KVM_RUN` return at once (`kvm_run.immediate_exit`), and the ring of writes that the kernel has collected, which is the same one for all vCPUs of a VM.
 #[derive(Debug)]
-pub(crate) struct ImmediateExit {
-    page: NonNull<libc::c_void>,
+pub(crate) struct SharedPages {
+    pages: NonNull<libc::c_void>,
+    page_size: usize,
 }
 
-/// The part of `struct kvm_run` that is mapped: its first page holds the flag.
-const PAGE: usize = 4096;
-
-impl ImmediateExit {
-    /// Maps the vCPU's shared page a second time.
+impl SharedPages {
+    /// Maps them.
     ///
     /// # Errors
-    /// If it cannot be mapped.
+    /// If they cannot be mapped.
     pub(crate) fn new(vcpu: &VcpuFd) -> io::Result<Self> {
+        let page_size = rustix::param::page_size();
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let page = unsafe {
+        let pages = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                PAGE,
+                Self::PAGES * page_size,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 vcpu.as_raw_fd(),
                 0,
             )
         };
-        if page == libc::MAP_FAILED {
+        if pages == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        NonNull::new(page)
-            .map(|page| Self { page })
-            .ok_or_else(|| io::Error::other("the vCPU's page is mapped at 0"))
+        NonNull::new(pages)
+            .map(|pages| Self { pages, page_size })
+            .ok_or_else(|| io::Error::other("the vCPU's pages are mapped at 0"))
     }
 
+    /// `struct kvm_run` and, after it, the ring.
+    const PAGES: usize = KVM_COALESCED_MMIO_PAGE_OFFSET as usize + 1;
+
     /// Sets or clears the flag.
-    pub(crate) fn set(&self, exit: bool) {
+    pub(crate) fn set_immediate_exit(&self, exit: bool) {
         let flag = self
-            .page
+            .pages
             .cast::<u8>()
             .as_ptr()
             .wrapping_add(std::mem::offset_of!(kvm_bindings::kvm_run, immediate_exit));
@@ -199,17 +205,74 @@ impl ImmediateExit {
     }
 }
 
-impl Drop for ImmediateExit {
+impl Drop for SharedPages {
     fn drop(&mut self) {
-        // SAFETY: `page` is our own mapping of that length, and nothing refers into it beyond `self`'s life.
-        unsafe { libc::munmap(self.page.as_ptr(), PAGE) };
+        // SAFETY: `pages` is our own mapping of that length, and nothing refers into it beyond `self`'s life.
+        unsafe { libc::munmap(self.pages.as_ptr(), Self::PAGES * self.page_size) };
     }
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread.
-unsafe impl Send for ImmediateExit {}
-// SAFETY: the only access through a shared reference is an atomic store.
-unsafe impl Sync for ImmediateExit {}
+unsafe impl Send for SharedPages {}
+// SAFETY: the only access through a shared reference is an atomic store; the ring is read through `CollectedWrites`.
+unsafe impl Sync for SharedPages {}
+
+/// The writes to one byte of guest-physical address space, collected by the kernel (`Documentation/virt/kvm/api.rst`, section 4.116).
+///
+/// kvm-ioctls reads the ring through the descriptor of a vCPU, which belongs to the vCPU's thread here; this is read from all threads, one at a time. A VM has
+/// one ring for all that is collected in it, and so one of these.
+#[derive(Debug)]
+pub(crate) struct CollectedWrites {
+    vm: Arc<VmFd>,
+    pages: Arc<SharedPages>,
+    address: u64,
+}
+
+impl CollectedWrites {
+    /// Those to the byte at `address`. `pages` are those of any vCPU of `vm`.
+    pub(crate) fn new(vm: Arc<VmFd>, pages: Arc<SharedPages>, address: u64) -> Self {
+        Self { vm, pages, address }
+    }
+
+    fn zone(&self) -> IoEventAddress {
+        IoEventAddress::Mmio(self.address)
+    }
+}
+
+impl WriteRing for CollectedWrites {
+    fn start(&mut self) -> io::Result<()> {
+        self.vm.register_coalesced_mmio(self.zone(), 1).map_err(|e| io::Error::from_raw_os_error(e.errno()))
+    }
+
+    fn stop(&mut self) -> io::Result<()> {
+        self.vm.unregister_coalesced_mmio(self.zone(), 1).map_err(|e| io::Error::from_raw_os_error(e.errno()))
+    }
+
+    fn next(&mut self) -> Option<u8> {
+        type Ring = kvm_coalesced_mmio_ring;
+        let page_size = self.pages.page_size;
+        let ring = self.pages.pages.as_ptr().wrapping_byte_add(page_size * (SharedPages::PAGES - 1));
+        let at = |offset| ring.wrapping_byte_add(offset);
+        let room = (page_size - size_of::<Ring>()) / size_of::<kvm_coalesced_mmio>();
+        // SAFETY: the ring's page is mapped while `self.pages` lives; of this process only this function touches the field, with `self` borrowed mutably, and
+        // the kernel reads it.
+        let first = unsafe { AtomicU32::from_ptr(at(std::mem::offset_of!(Ring, first)).cast()) };
+        // SAFETY: as above; nobody but the kernel writes it.
+        let last = unsafe { AtomicU32::from_ptr(at(std::mem::offset_of!(Ring, last)).cast()) };
+        let index = first.load(Ordering::Relaxed);
+        // The kernel fills an entry before it moves `last` (`virt/kvm/coalesced_mmio.c`).
+        let filled = index != last.load(Ordering::Acquire);
+        let index = usize::try_from(index).ok().filter(|&index| filled && index < room)?;
+        let entries = at(std::mem::offset_of!(Ring, coalesced_mmio)).cast::<kvm_coalesced_mmio>();
+        // SAFETY: the entry lies in the ring's page, which is long enough for `room` of them after the two indices, and the kernel does not touch it before
+        // `first` has moved past it. It is plain numbers, for which every value is valid.
+        let entry = unsafe { entries.wrapping_add(index).read_volatile() };
+        let next = if index + 1 == room { 0 } else { index + 1 };
+        first.store(u32::try_from(next).unwrap_or(0), Ordering::Release);
+        let [byte, ..] = entry.data;
+        Some(byte)
+    }
+}
 
 /// A descriptor that becomes readable when one of `signals` arrives, for this process. The signals are blocked in the calling thread
 /// and in those it starts later.

@@ -19,7 +19,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::bus::Bus;
 use crate::error::{Error, Result};
 use crate::pause::{Counter, Pause};
-use crate::sys::ImmediateExit;
+use crate::sys::SharedPages;
 
 /// Optional parts of a CPU, each of which the guest gets when the host has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -190,16 +190,12 @@ impl Vcpu {
     ) -> Result<RunningVcpu> {
         let index = self.index;
         let failed = |what: &str| Error::host(format!("cannot {what} vCPU {index}"));
-        let immediate_exit =
-            Arc::new(ImmediateExit::new(&self.fd).map_err(|e| failed("map the run page of").because(e))?);
+        let pages =
+            Arc::new(SharedPages::new(&self.fd).map_err(|e| failed("map the shared pages of").because(e))?);
         let stop = Arc::new(AtomicBool::new(false));
         let off = Arc::new(AtomicBool::new(false));
-        let requests = Requests {
-            immediate_exit: Arc::clone(&immediate_exit),
-            stop: Arc::clone(&stop),
-            pause,
-            off: Arc::clone(&off),
-        };
+        let requests =
+            Requests { pages: Arc::clone(&pages), stop: Arc::clone(&stop), pause, off: Arc::clone(&off) };
         // Before it runs, so that nobody overlooks it.
         requests.pause.enter();
         let not_started = Arc::clone(&requests.pause);
@@ -218,13 +214,13 @@ impl Vcpu {
                 not_started.leave();
                 failed("start a thread for").because(e)
             })?;
-        Ok(RunningVcpu { immediate_exit, stop, off, thread: Some(thread) })
+        Ok(RunningVcpu { pages, stop, off, thread: Some(thread) })
     }
 }
 
 /// What may be wanted of a vCPU's thread between two runs.
 struct Requests {
-    immediate_exit: Arc<ImmediateExit>,
+    pages: Arc<SharedPages>,
     stop: Arc<AtomicBool>,
     pause: Arc<Pause>,
     /// Whether the guest had it off when it was last paused.
@@ -234,7 +230,7 @@ struct Requests {
 impl Requests {
     /// The vCPU has left the guest for them. Whoever asks for something after this makes it leave again; what was asked for before is seen now.
     fn heard(&self) {
-        self.immediate_exit.set(false);
+        self.pages.set_immediate_exit(false);
     }
 }
 
@@ -320,7 +316,7 @@ fn unhandled(index: u32, fd: &VcpuFd, what: &str) -> Error {
 /// A vCPU in its thread. Dropping it stops it.
 #[derive(Debug)]
 pub struct RunningVcpu {
-    immediate_exit: Arc<ImmediateExit>,
+    pages: Arc<SharedPages>,
     stop: Arc<AtomicBool>,
     off: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -349,6 +345,11 @@ impl RunningVcpu {
         self.kick();
     }
 
+    /// The pages that it shares with the kernel.
+    pub(crate) fn pages(&self) -> &Arc<SharedPages> {
+        &self.pages
+    }
+
     /// Whether the guest had the vCPU on when the machine was last paused.
     #[must_use]
     pub fn was_on(&self) -> bool {
@@ -358,7 +359,7 @@ impl RunningVcpu {
     /// Makes the vCPU leave the guest and look what is wanted of it.
     pub fn kick(&self) {
         // The flag catches a vCPU on its way into the guest, the signal one that is there.
-        self.immediate_exit.set(true);
+        self.pages.set_immediate_exit(true);
         if let Some(thread) = self.thread.as_ref().filter(|thread| !thread.is_finished()) {
             // It fails only for a thread that is gone, which is what we want.
             let _ = thread.kill(kick_signal());

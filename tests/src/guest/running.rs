@@ -129,17 +129,22 @@ impl Running {
         self.unread = Some(pipe);
     }
 
-    /// Waits until what is not read fills the pipe.
+    /// Waits until no more comes into the pipe that is not read, since the next piece does not fit.
     ///
     /// # Panics
-    /// If it does not.
+    /// If that does not happen.
     pub fn wait_until_full(&self) {
+        /// How often nothing may have changed before that is because nothing can.
+        const LOOKS: u32 = 50;
         let pipe = self.unread.as_ref().unwrap();
-        let size = u64::try_from(rustix::pipe::fcntl_getpipe_size(pipe).unwrap()).unwrap();
         let start = Instant::now();
-        while rustix::io::ioctl_fionread(pipe).unwrap() < size {
+        let (mut last, mut unchanged) = (0, 0);
+        while last == 0 || unchanged < LOOKS {
             assert!(start.elapsed() < self.limit, "the pipe does not fill{}", self.so_far());
             thread::sleep(Duration::from_millis(5));
+            let now = rustix::io::ioctl_fionread(pipe).unwrap();
+            unchanged = if now == last { unchanged + 1 } else { 0 };
+            last = now;
         }
     }
 
