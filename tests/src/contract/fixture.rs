@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use irq_types::{DeviceId, EventId, Gsi, IrqchipPin, Lpi, MsiMessage, Pin, Spi, TriggerMode};
 use irqchip::fake::{drain, eventfd, signal};
 use irqchip::{
-    AttrValue, CreateIrqchip, DeviceAttr, DeviceControl, DeviceKind, Errno, Error, Route, RouteTarget, arm,
+    AttrValue, CreateIrqchip, DeviceAttr, DeviceControl, DeviceKind, Errno, Error, MsiDelivery, Route,
+    RouteTarget, arm,
 };
 
 use super::{ContractVm, Host, Irqchip, Taken};
@@ -115,10 +116,28 @@ impl Machine {
         }
     }
 
+    /// A VM with these vCPUs whose GIC is ready.
+    #[must_use]
+    pub fn with_vcpus(host: &dyn Host, kind: DeviceKind, ids: &[u32]) -> Self {
+        let machine = Self::with_gic(host, kind);
+        machine.place();
+        for id in ids {
+            machine.vm.create_vcpu(*id).unwrap();
+        }
+        machine.init();
+        machine
+    }
+
     /// A VM with a GICv3 and an ITS, ready.
     #[must_use]
     pub fn with_its(host: &dyn Host) -> Self {
-        let mut machine = Self::ready(host, Irqchip::Gic(DeviceKind::GicV3));
+        Self::with_its_and_vcpus(host, &[0])
+    }
+
+    /// … and with these vCPUs.
+    #[must_use]
+    pub fn with_its_and_vcpus(host: &dyn Host, ids: &[u32]) -> Self {
+        let mut machine = Self::with_vcpus(host, DeviceKind::GicV3, ids);
         let its = machine.vm.create_device(DeviceKind::Its).unwrap();
         its.set_attr(arm::ADDR_ITS, long(ITS)).unwrap();
         its.set_attr(arm::CTRL_INIT, AttrValue::None).unwrap();
@@ -165,6 +184,37 @@ impl Machine {
             Ok(other) => panic!("{other:?} is not what was asked for"),
             Err(error) => Err(error.errno),
         }
+    }
+
+    /// What a 32-bit register of the GIC holds after this was written.
+    pub fn keeps(&self, attr: DeviceAttr, value: u32) -> u32 {
+        self.set(attr, word(value)).unwrap();
+        self.get_word(attr).unwrap()
+    }
+
+    /// Writes a register of the ITS.
+    pub fn set_its(&self, offset: u32, value: u64) -> Result<(), Errno> {
+        refusal(self.its().set_attr(arm::its_reg(offset), long(value)))
+    }
+
+    /// A register of the ITS.
+    pub fn get_its(&self, offset: u32) -> Result<u64, Errno> {
+        match self.its().get_attr(arm::its_reg(offset), long(0)) {
+            Ok(AttrValue::U64(n)) => Ok(n),
+            Ok(other) => panic!("{other:?} is not what was asked for"),
+            Err(error) => Err(error.errno),
+        }
+    }
+
+    /// What a register of the ITS holds after this was written.
+    pub fn its_keeps(&self, offset: u32, value: u64) -> u64 {
+        self.set_its(offset, value).unwrap();
+        self.get_its(offset).unwrap()
+    }
+
+    /// `KVM_SIGNAL_MSI`, to the ITS at [`ITS`].
+    pub fn send(&self, event: u32, device: Option<u32>) -> Result<MsiDelivery, Errno> {
+        self.vm.signal_msi(its_message(event), device.map(DeviceId::new)).map_err(|error| error.errno)
     }
 
     /// Gives the blocks of the GIC their addresses.

@@ -8,21 +8,25 @@
 //! A rule that says "nothing arrives" is not checked by waiting for a while: taking an irqfd off its eventfd waits for all that it has
 //! started (`flush_work` in the kernel's `irqfd_shutdown`), so what has not arrived by then does not arrive.
 
+pub mod cpu_interfaces;
 pub mod fake_host;
 pub mod fixture;
 pub mod gic_addresses;
+pub mod gic_fields;
 pub mod gic_lifecycle;
 pub mod gic_redistributors;
 pub mod gic_registers;
 pub mod ioevents;
 pub mod irqfds;
 pub mod its;
+pub mod its_registers;
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod kvm_guest;
 pub mod kvm_host;
 pub(crate) mod kvm_memory;
 pub mod levels;
 pub mod lines;
+pub mod lpis;
 pub mod routes;
 
 use irq_types::{DeviceId, EventId, Lpi, TriggerMode};
@@ -229,6 +233,27 @@ macro_rules! for_each_contract {
             gic_registers::typer_tells_the_number_of_interrupts Gic;
             gic_registers::a_gicv3_restores_pending_bits_as_a_whole GicV3;
             gic_registers::levels_are_saved_apart_from_pending_bits GicV3;
+            gic_fields::what_is_no_register_reads_as_zero Gic;
+            gic_fields::a_distributor_is_enabled_by_one_bit Gic;
+            gic_fields::private_interrupts_are_each_vcpus_own Gic;
+            gic_fields::a_gicv3s_distributor_has_no_private_interrupts GicV3;
+            gic_fields::active_bits_are_set_and_cleared_apart Gic;
+            gic_fields::priorities_have_five_bits Gic;
+            gic_fields::an_spi_is_routed_by_three_levels_of_affinity GicV3;
+            gic_fields::a_gicv2s_targets_are_the_vcpus_that_there_are GicV2;
+            gic_fields::a_gicv2s_groups_wait_for_the_revision GicV2;
+            gic_fields::a_gicv3s_interrupts_come_in_group_1 GicV3;
+            gic_fields::a_gicv2_tells_its_number_of_vcpus GicV2;
+            gic_fields::a_gicv3_says_what_it_is GicV3;
+            gic_fields::a_redistributor_tells_its_vcpus_affinity GicV3;
+            gic_fields::revision_2_does_not_say_that_lpis_can_be_disabled GicV3;
+            cpu_interfaces::a_gicv2s_cpu_interface_keeps_the_bits_that_it_has GicV2;
+            cpu_interfaces::a_gicv3s_cpu_interface_has_system_registers GicV3;
+            cpu_interfaces::a_gicv3s_cpu_interface_keeps_the_bits_that_it_has GicV3;
+            cpu_interfaces::there_are_as_many_active_priorities_as_the_host_has GicV3;
+            cpu_interfaces::a_gicv3s_control_register_tells_what_the_host_has GicV3;
+            cpu_interfaces::a_common_binary_point_is_group_0s GicV3;
+            cpu_interfaces::a_gicv3_is_reached_by_system_registers_only GicV3;
             its::device_ids_are_a_property_of_the_vm Its;
             its::an_its_needs_no_gic_to_be_created Its;
             its::the_address_of_an_its_has_rules Its;
@@ -250,6 +275,21 @@ macro_rules! for_each_contract {
             its::an_its_is_busy_while_a_vcpu_runs Its;
             its::an_x86_message_is_a_vector X86;
             its::each_device_has_events_of_its_own Its;
+            its_registers::an_its_says_what_it_is Its;
+            its_registers::an_its_has_a_queue Its;
+            its_registers::an_its_has_two_tables Its;
+            its_registers::an_its_needs_its_queue_and_its_tables Its;
+            its_registers::an_enabled_its_keeps_its_queue_and_its_tables Its;
+            its_registers::an_enabled_its_works_its_queue_off Its;
+            its_registers::resetting_an_its_forgets_everything Its;
+            its_registers::what_is_mapped_goes_with_its_table Its;
+            its_registers::what_is_mapped_goes_with_another_table Its;
+            lpis::there_are_no_lpis_without_its Its;
+            lpis::lpis_have_one_property_table_and_a_pending_table_for_each_vcpu Its;
+            lpis::tables_of_lpis_are_cached Its;
+            lpis::lpis_that_wait_are_dropped_when_their_vcpu_disables_lpis Its;
+            lpis::translations_are_forgotten_when_something_is_disabled Its;
+            lpis::enabling_lpis_reads_the_pending_table Its;
             routes::a_table_may_have_as_many_routes_as_the_limit Irqchip;
             routes::a_gsi_lies_below_the_limit Irqchip;
             routes::a_gsi_goes_to_an_irqchip_once Irqchip;

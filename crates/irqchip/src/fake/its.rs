@@ -2,13 +2,16 @@
 //! The ITS (Linux 6.12, `arch/arm64/kvm/vgic/vgic-its.c`).
 //!
 //! The model has no guest memory, so it has neither command queue nor tables: the guest maps events by
-//! [`FakeGuest::map_event`](super::FakeGuest::map_event), and the registers that describe both are stored only.
+//! [`FakeGuest::map_event`](super::FakeGuest::map_event), and commands in the queue are passed over.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use irq_types::{DeviceId, EventId, Intid, Lpi, MsiMessage};
 
 use super::Interrupt;
+use super::base_registers::{
+    INITIAL_BASER, INITIAL_LPI_TABLE, PENDING_TABLE_ZERO, sanitise_baser, sanitise_cbaser,
+};
 use super::lines::Line;
 use super::state::{Answer, State};
 use super::vgic::check_range;
@@ -58,7 +61,7 @@ impl Its {
             cbaser: 0,
             cwriter: 0,
             creadr: 0,
-            baser: BASER_FIXED,
+            baser: [INITIAL_BASER | BASER_FIXED[0], INITIAL_BASER | BASER_FIXED[1]],
             events: BTreeMap::new(),
             cache: BTreeSet::new(),
         }
@@ -98,8 +101,28 @@ impl Its {
                 .and_then(|n| self.baser.get(n))
                 .copied()
                 .unwrap_or(0),
+            // PIDR4 and PIDR0 to 2, CIDR0 to 3.
+            0xffd0 => 0x40,
+            0xffe0 => 0x92,
+            0xffe4 => 0xb4,
             0xffe8 => 0x3b,
+            0xfff0 => 0x0d,
+            0xfff4 => 0xf0,
+            0xfff8 => 0x05,
+            0xfffc => 0xb1,
             _ => 0,
+        }
+    }
+
+    /// Whether queue and tables are there, without which it stays disabled.
+    fn complete(&self) -> bool {
+        self.baser.iter().chain([&self.cbaser]).all(|register| register & VALID != 0)
+    }
+
+    /// `vgic_its_process_commands`: while it is enabled no command waits.
+    const fn process_commands(&mut self) {
+        if self.enabled {
+            self.creadr = self.cwriter;
         }
     }
 
@@ -112,22 +135,24 @@ impl Its {
         match offset {
             CTLR => {
                 // Enabling with an invalid table or queue is ignored.
-                let complete = self.baser.iter().chain([&self.cbaser]).all(|register| register & VALID != 0);
-                if self.enabled || value & 1 == 0 || complete {
+                if self.enabled || value & 1 == 0 || self.complete() {
                     self.enabled = value & 1 != 0;
                 }
                 if !self.enabled {
                     self.cache.clear();
                 }
+                self.process_commands();
             }
             IIDR if (value >> 12) & 0xf != 0 => return Err(Errno::EINVAL),
             CBASER if !self.enabled => {
-                // The queue lies on 64 KiB (`vgic_sanitise_its_cbaser`).
-                self.cbaser = value & !0xf000;
+                self.cbaser = sanitise_cbaser(value);
                 self.creadr = 0;
                 self.cwriter = 0;
             }
-            CWRITER if value & 0xf_ffe0 < self.queue() => self.cwriter = value & 0xf_ffe0,
+            CWRITER if value & 0xf_ffe0 < self.queue() => {
+                self.cwriter = value & 0xf_ffe0;
+                self.process_commands();
+            }
             CREADR if self.enabled => return Err(Errno::EBUSY),
             CREADR => {
                 if value & 0xf_ffe0 >= self.queue() {
@@ -140,10 +165,12 @@ impl Its {
                 if let (Some(register), Some(fixed)) = (self.baser.get_mut(n), BASER_FIXED.get(n)) {
                     // A collection table has one level.
                     let clear = if n == 1 { BASER_READ_ONLY | INDIRECT } else { BASER_READ_ONLY };
-                    *register = (value & !clear) | fixed;
-                    // Another table that is valid is only another place to save to: what is mapped stays (`vgic_mmio_write_its_baser`).
-                    if *register & VALID == 0 {
+                    let new = sanitise_baser((value & !clear) | fixed);
+                    // What is mapped goes with a table that is another now (`vgic_mmio_write_its_baser` of Linux 6.12.117; before, only with
+                    // one that is not valid).
+                    if std::mem::replace(register, new) != new {
                         self.events.clear();
+                        self.cache.clear();
                     }
                 }
             }
@@ -157,6 +184,7 @@ impl State {
     /// `vgic_its_create`. It asks neither for a GIC nor whether a vCPU has run; there may be several.
     pub(super) fn create_its(&mut self) -> usize {
         self.itses.push(Its::new());
+        self.propbaser = INITIAL_LPI_TABLE;
         self.itses.len() - 1
     }
 
@@ -265,20 +293,27 @@ impl State {
         Ok(())
     }
 
-    /// `GICR_CTLR.EnableLPIs` (`vgic_mmio_write_v3r_ctlr`); without an ITS there are no LPIs to enable. Those that are disabled while they wait
-    /// are taken off the vCPU's list (`vgic_flush_pending_lpis`).
+    /// `GICR_CTLR.EnableLPIs` (`vgic_mmio_write_v3r_ctlr`); without an ITS there are no LPIs to enable.
     pub(super) fn enable_lpis(&mut self, cpu: usize, enable: bool) {
-        let enabled = &mut self.vcpus[cpu].lpis_enabled;
-        let were = std::mem::replace(enabled, enable && !self.itses.is_empty());
-        if were && !enable {
+        if self.itses.is_empty() || self.vcpus[cpu].lpis_enabled == enable {
+            return;
+        }
+        self.vcpus[cpu].lpis_enabled = enable;
+        let reads_table = self.vcpus[cpu].pendbaser & PENDING_TABLE_ZERO == 0;
+        for lpi in self.lines.lpis.values_mut().filter(|lpi| lpi.target == cpu as u64) {
+            if !enable {
+                // `vgic_flush_pending_lpis`: those that the vCPU was to look at wait no longer.
+                lpi.latch &= !lpi.queued;
+                lpi.queued = false;
+            } else if reads_table {
+                // `vgic_enable_lpis`: what waits is what the guest's table says, and the model has no memory to be anything but zero.
+                lpi.latch = false;
+            }
+        }
+        if !enable {
+            // `vgic_its_invalidate_all_caches`
             for its in &mut self.itses {
-                // `vgic_its_invalidate_all_caches`
                 its.cache.clear();
-                for (intid, _) in its.events.values().filter(|(_, target)| *target == cpu) {
-                    if let Some(lpi) = self.lines.lpis.get_mut(intid) {
-                        lpi.queued = false;
-                    }
-                }
             }
         }
     }
@@ -300,13 +335,16 @@ impl State {
         if its.base.is_none() {
             return Err(Errno::ENXIO);
         }
+        for register in its.baser.iter_mut().chain([&mut its.cbaser]) {
+            *register |= VALID;
+        }
         its.enabled = true;
         its.events.insert((device, event), (lpi.get(), cpu));
-        self.vcpus[cpu].lpis_enabled = true;
+        self.enable_lpis(cpu, true);
         if let Some(gic) = &mut self.gic {
             gic.enabled = true;
         }
-        self.lines.lpis.entry(lpi.get()).or_insert(Line::new());
+        self.lines.lpis.entry(lpi.get()).or_insert(Line::new()).target = cpu as u64;
         self.touch(cpu, lpi.get(), |line| line.enabled = true)
     }
 }

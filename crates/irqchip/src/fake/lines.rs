@@ -25,7 +25,7 @@ pub(super) struct Line {
     pub(super) reports_eoi: bool,
     pub(super) priority: u8,
     pub(super) group: bool,
-    /// `GICD_IROUTER`, or `GICD_ITARGETSR`.
+    /// `GICD_IROUTER`, or `GICD_ITARGETSR`; of an LPI the vCPU's index (`target_vcpu`).
     pub(super) target: u64,
 }
 

@@ -46,6 +46,8 @@
 //! the ITS's command queue and tables (the guest maps events by a call instead); SGIs; timers; the GICv4 paths; which of several
 //! vCPUs takes an SPI.
 
+mod base_registers;
+mod cpu_interface;
 mod device;
 mod faults;
 mod guest;
@@ -70,7 +72,5 @@ pub use host::FakeHost;
 pub use sys::{drain, eventfd, signal};
 pub use vm::{FakeVm, Live};
 
-#[cfg(test)]
-mod register_tests;
 #[cfg(test)]
 mod tests;

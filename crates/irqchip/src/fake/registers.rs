@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The GIC's registers as userspace reads and writes them for save and restore (Linux 6.12, `arch/arm64/kvm/vgic/vgic-mmio*.c`).
 //!
-//! What the interrupts depend on is modelled; the rest is stored.
+//! A CPU interface's are in `cpu_interface.rs`.
 
 use irq_types::TriggerMode;
 
+use super::base_registers::{PENDING_TABLE_ZERO, half, sanitise_pendbaser, sanitise_propbaser, with_half};
+use super::cpu_interface::has_sysreg;
 use super::lines::Line;
 use super::state::{Answer, PRIVATE, State};
 use crate::{DeviceAttr, DeviceKind, Errno, arm};
@@ -144,7 +146,7 @@ impl State {
     pub(super) fn has_register(&self, attr: DeviceAttr) -> Answer {
         let place = self.place(attr)?;
         if place.group == arm::GROUP_CPU_SYSREGS {
-            return if is_cpu_sysreg(place.offset) { Ok(()) } else { Err(Errno::ENXIO) };
+            return has_sysreg(place.offset);
         }
         if place.offset % 4 != 0 || !self.register_exists(place) {
             return Err(Errno::ENXIO);
@@ -184,8 +186,8 @@ impl State {
         let place = self.admit_register(attr)?;
         Ok(match place.group {
             arm::GROUP_LEVEL_INFO => u64::from(self.read_levels(place)?),
-            arm::GROUP_CPU_SYSREGS if !is_cpu_sysreg(place.offset) => return Err(Errno::ENXIO),
-            arm::GROUP_CPU_SYSREGS | arm::GROUP_CPU_REGS => self.stored(place),
+            arm::GROUP_CPU_SYSREGS => self.vcpus[place.cpu].interface.read_sysreg(place.offset)?,
+            arm::GROUP_CPU_REGS => u64::from(self.vcpus[place.cpu].interface.read(place.offset)),
             _ => u64::from(self.read_word(place)),
         })
     }
@@ -195,34 +197,13 @@ impl State {
         let word = u32::try_from(value & 0xffff_ffff).unwrap_or(0);
         match place.group {
             arm::GROUP_LEVEL_INFO => self.write_levels(place, word),
-            arm::GROUP_CPU_SYSREGS if !is_cpu_sysreg(place.offset) => Err(Errno::ENXIO),
-            arm::GROUP_CPU_SYSREGS => {
-                self.store(place, value);
-                Ok(())
-            }
+            arm::GROUP_CPU_SYSREGS => self.vcpus[place.cpu].interface.write_sysreg(place.offset, value),
             arm::GROUP_CPU_REGS => {
-                self.store(place, u64::from(word));
+                self.vcpus[place.cpu].interface.write(place.offset, word);
                 Ok(())
             }
             _ => self.write_word(place, word),
         }
-    }
-
-    /// Whose register it is. `GICR_PROPBASER` is one for the VM (`vgic_dist.propbaser`).
-    const fn keeper(place: Place) -> usize {
-        match (place.group, place.offset) {
-            (arm::GROUP_REDIST_REGS, 0x70..0x78) => 0,
-            _ => place.cpu,
-        }
-    }
-
-    fn stored(&self, place: Place) -> u64 {
-        let registers = &self.vcpus[Self::keeper(place)].registers;
-        registers.get(&(place.group, u64::from(place.offset))).copied().unwrap_or(0)
-    }
-
-    fn store(&mut self, place: Place, value: u64) {
-        self.vcpus[Self::keeper(place)].registers.insert((place.group, u64::from(place.offset)), value);
     }
 
     /// `GICD_IIDR`: product 'K', revision, implementer Arm.
@@ -247,7 +228,11 @@ impl State {
                     (true, false) => lines | (15 << 19) | (1 << 17),
                 }
             }
-            (arm::GROUP_DIST_REGS, 8) | (arm::GROUP_REDIST_REGS, 4) => self.iidr(),
+            (arm::GROUP_DIST_REGS, 8) => self.iidr(),
+            // GICD_STATUSR reads as ones.
+            (arm::GROUP_DIST_REGS, 0x10) if v3 => u32::MAX,
+            // Without the revision (`vgic_mmio_read_v3r_iidr`).
+            (arm::GROUP_REDIST_REGS, 4) => (0x4b << 24) | 0x43b,
             (arm::GROUP_REDIST_REGS, 0) => {
                 // CES and IR are there from revision 3 on (`vgic_mmio_read_v3r_ctlr`).
                 let features = if self.gic.as_ref().is_some_and(|gic| gic.revision >= 3) { 6 } else { 0 };
@@ -259,9 +244,10 @@ impl State {
                 lpis | last | ((self.vcpus[place.cpu].id & 0xffff) << 8)
             }
             (arm::GROUP_REDIST_REGS, 0xc) => self.vcpus[place.cpu].affinity(),
-            (arm::GROUP_DIST_REGS | arm::GROUP_REDIST_REGS, 0xffe8) => 0x3b,
-            (arm::GROUP_REDIST_REGS, 0x70..0x80) => {
-                u32::try_from(self.stored(place) & 0xffff_ffff).unwrap_or(0)
+            (arm::GROUP_DIST_REGS | arm::GROUP_REDIST_REGS, 0xffe8) if v3 => 0x3b,
+            (arm::GROUP_REDIST_REGS, 0x70 | 0x74) => half(self.propbaser, place.offset),
+            (arm::GROUP_REDIST_REGS, 0x78 | 0x7c) => {
+                half(self.vcpus[place.cpu].pendbaser & !PENDING_TABLE_ZERO, place.offset)
             }
             (arm::GROUP_DIST_REGS, offset @ IROUTER..0x8000) if v3 => {
                 let intid = (offset - IROUTER) / 8;
@@ -292,9 +278,15 @@ impl State {
                 }
             }
             (arm::GROUP_REDIST_REGS, 0) => self.enable_lpis(place.cpu, value & 1 != 0),
-            // Both base registers are read-only while LPIs are enabled.
-            (arm::GROUP_REDIST_REGS, 0x70..0x80) if !self.vcpus[place.cpu].lpis_enabled => {
-                self.store(place, u64::from(value));
+            // GICD_TYPER2 must be what it reads as: zero without GICv4.1 (`vgic_mmio_uaccess_write_v3_misc`).
+            (arm::GROUP_DIST_REGS, 0xc) if v3 && value != 0 => return Err(Errno::EINVAL),
+            // Both base registers are read-only while LPIs are enabled. The property table is one for the VM.
+            (arm::GROUP_REDIST_REGS, 0x70 | 0x74) if !self.vcpus[place.cpu].lpis_enabled => {
+                self.propbaser = sanitise_propbaser(with_half(self.propbaser, place.offset, value));
+            }
+            (arm::GROUP_REDIST_REGS, 0x78 | 0x7c) if !self.vcpus[place.cpu].lpis_enabled => {
+                let pendbaser = &mut self.vcpus[place.cpu].pendbaser;
+                *pendbaser = sanitise_pendbaser(with_half(*pendbaser, place.offset, value));
             }
             (arm::GROUP_DIST_REGS, offset @ IROUTER..0x8000) if v3 => {
                 let intid = (offset - IROUTER) / 8;
@@ -389,20 +381,4 @@ impl State {
         }
         Ok(())
     }
-}
-
-/// `gic_v3_icc_reg_descs` (Linux 6.12, `arch/arm64/kvm/vgic-sys-reg-v3.c`): op0 in bits 15–14, op1 13–11, CRn 10–7, CRm 6–3, op2 2–0.
-fn is_cpu_sysreg(encoding: u32) -> bool {
-    const fn encode(crn: u32, crm: u32, op2: u32) -> u32 {
-        (3 << 14) | (crn << 7) | (crm << 3) | op2
-    }
-    const PMR: u32 = encode(4, 6, 0);
-    const BPR0: u32 = encode(12, 8, 3);
-    const AP0R0: u32 = encode(12, 8, 4);
-    const AP0R3: u32 = encode(12, 8, 7);
-    const AP1R0: u32 = encode(12, 9, 0);
-    const AP1R3: u32 = encode(12, 9, 3);
-    const BPR1: u32 = encode(12, 12, 3);
-    const IGRPEN1: u32 = encode(12, 12, 7);
-    matches!(encoding, PMR | BPR0 | AP0R0..=AP0R3 | AP1R0..=AP1R3 | BPR1..=IGRPEN1)
 }

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use irq_types::MsiMessage;
 
+use super::base_registers::INITIAL_LPI_TABLE;
+use super::cpu_interface::CpuInterface;
 use super::faults::Ledger;
 use super::ioevent::Ioevent;
 use super::irqfd::Irqfd;
@@ -36,8 +38,9 @@ pub(super) struct Vcpu {
     pub(super) private: Vec<Line>,
     /// Private interrupts whose wire a device in the kernel drives.
     pub(super) owned: BTreeSet<u32>,
-    /// Registers that the model stores and does nothing with.
-    pub(super) registers: BTreeMap<(u32, u64), u64>,
+    pub(super) interface: CpuInterface,
+    /// `GICR_PENDBASER`: where this vCPU's LPIs wait.
+    pub(super) pendbaser: u64,
 }
 
 impl Vcpu {
@@ -80,6 +83,8 @@ pub(super) struct State {
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) gic: Option<Gic>,
     pub(super) itses: Vec<Its>,
+    /// `vgic_dist.propbaser`: what all vCPUs read as `GICR_PROPBASER`.
+    pub(super) propbaser: u64,
     pub(super) lines: Lines,
     pub(super) ioapic: Option<Ioapic>,
     pub(super) table: Table,
@@ -101,6 +106,7 @@ impl State {
             vcpus: Vec::new(),
             gic: None,
             itses: Vec::new(),
+            propbaser: 0,
             lines: Lines::default(),
             ioapic: None,
             table: Table::default(),
@@ -165,7 +171,8 @@ impl State {
             lpis_enabled: false,
             private: Lines::private(),
             owned: BTreeSet::new(),
-            registers: BTreeMap::new(),
+            interface: CpuInterface::new(),
+            pendbaser: INITIAL_LPI_TABLE,
         });
         Ok(())
     }

@@ -140,11 +140,11 @@ impl State {
             .collect();
         self.install_routes(&defaults)?;
         self.lines.spis = vec![Line { group: v3, ..Line::new() }; spis as usize];
-        for vcpu in &mut self.vcpus {
+        for (index, vcpu) in self.vcpus.iter_mut().enumerate() {
             for line in &mut vcpu.private {
                 line.group = v3;
-                // `GICD_ITARGETSR0` to 7 say whose they are.
-                line.target = if v3 { 0 } else { 1 << vcpu.id };
+                // `GICD_ITARGETSR0` to 7 say whose they are, by the vCPU's index and not its ID.
+                line.target = if v3 { 0 } else { 1 << index };
             }
         }
         if let Some(gic) = &mut self.gic {
