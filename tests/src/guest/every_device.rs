@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
 
-use super::{Finished, Guest, Host, Input, Running, Scratch, Tap};
+use super::{Finished, Guest, Host, Input, Running, Scratch, Tap, hvc};
 use crate::noise;
 
 const MIB: usize = 1 << 20;
@@ -43,8 +43,7 @@ const SCRIPT: &str = r#"
     for module in $(cat /etc/virtio-modules 2>/dev/null); do modprobe $module; done
     echo "release=$(uname -r)"
     echo "page=$(awk '/KernelPageSize/ { print $2; exit }' /proc/self/smaps)"
-    exec 3<>/dev/hvc0
-    stty -F /dev/hvc0 -echo
+    HVC_OPEN
 
     begin virtio0
     cmp -n 1048576 /dev/vda /pattern && echo disk=same
@@ -77,12 +76,7 @@ const SCRIPT: &str = r#"
     end virtio4
 
     begin virtio5
-    # The console does not wait for the serial port, whose line above would end after its own.
-    echo serial=quiet
-    read -r line <&3
-    echo hvc0=speaks >&3
-    read -r line <&3
-    echo "heard=$line"
+    HVC_TALK
     end virtio5
 
     cat /proc/interrupts
@@ -248,6 +242,8 @@ impl EveryDevice<'_> {
             .file("pattern", &pattern)
             .script(
                 &SCRIPT
+                    .replace("HVC_OPEN", hvc::OPEN)
+                    .replace("HVC_TALK", hvc::TALK)
                     .replace("SUBNET", subnet)
                     .replace("FILL", &fill.to_string())
                     .replace("CALLED", &CALLED.to_string())
@@ -265,14 +261,12 @@ impl EveryDevice<'_> {
             thread::sleep(Duration::from_millis(50));
         }
         guest.send("it is empty\n");
-        guest.wait_for("serial=quiet");
-        guest.send("speak\n");
-        guest.wait_for("hvc0=speaks");
-        guest.send("hears\n");
+        hvc::talk(&mut guest);
         let end = guest.wait();
         end.assert_status(0);
-        let values = ["disk", "network", "entropy", "heard"].map(|name| end.value(name));
-        assert_eq!(values, ["same", "answers", "16384", "hears"], "{end}");
+        let values = ["disk", "network", "entropy"].map(|name| end.value(name));
+        assert_eq!(values, ["same", "answers", "16384"], "{end}");
+        hvc::assert_heard(&end);
         assert!(fs::read(&disk).unwrap() == pattern.repeat(2), "what the guest wrote");
         for (n, device) in DEVICES.iter().enumerate() {
             let interrupts: u64 = end.value(&format!("virtio{n}")).parse().unwrap();

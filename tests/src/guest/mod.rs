@@ -21,6 +21,7 @@ mod archive;
 mod borrow;
 mod every_device;
 mod host;
+pub mod hvc;
 mod launch;
 mod passthrough;
 mod running;
