@@ -23,6 +23,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use self::pages::PAGE;
 pub use self::stats::BalloonStats;
 use self::worker::{Inflator, Queues};
+use crate::device::read_image;
 use crate::lock::lock;
 use crate::{ActivateError, Activation, EventHandler, Events, Ring, Transport, VirtioDevice, Worker};
 
@@ -247,11 +248,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let bytes = self.config();
-        let from = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
-        for (to, from) in data.iter_mut().zip(from) {
-            *to = *from;
-        }
+        read_image(&self.config(), offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

@@ -15,6 +15,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use self::port::Port;
+use crate::device::read_image;
 use crate::lock::lock;
 use crate::{ActivateError, Activation, EventHandler, Events, Ring, Transport, VirtioDevice, Worker};
 
@@ -175,11 +176,7 @@ impl VirtioDevice for Console {
         let size = self.shared.size.load(Ordering::Relaxed);
         let [rows_low, rows_high, columns_low, columns_high] = size.to_le_bytes();
         // cols, rows, max_nr_ports, emerg_wr.
-        let bytes = [columns_low, columns_high, rows_low, rows_high, 1, 0, 0, 0, 0, 0, 0, 0];
-        let from = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
-        for (to, from) in data.iter_mut().zip(from) {
-            *to = *from;
-        }
+        read_image(&[columns_low, columns_high, rows_low, rows_high, 1, 0, 0, 0, 0, 0, 0, 0], offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

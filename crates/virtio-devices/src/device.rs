@@ -126,10 +126,9 @@ impl QueueInterrupt {
     }
 }
 
-/// Reads from registers that are laid out in memory; beyond their end is zero.
+/// Reads from registers that are laid out in memory, as [`VirtioDevice::read_config`] does: what lies beyond their end is left as it is, zero.
 pub(crate) fn read_image(image: &[u8], offset: u64, data: &mut [u8]) {
     let from = usize::try_from(offset).ok().and_then(|offset| image.get(offset..)).unwrap_or_default();
-    data.fill(0);
     for (to, from) in data.iter_mut().zip(from) {
         *to = *from;
     }

@@ -41,6 +41,7 @@ use self::shared::Shared;
 pub use self::tap::{MAX_TAP_QUEUES, Tap, TapError};
 use self::transmit::Transmitter;
 use self::vhost::VhostPairs;
+use crate::device::read_image;
 use crate::vhost::{Vhost, Watch, open_hint};
 use crate::{ActivateError, Activation, ActiveQueue, Ring, VirtioDevice, Worker};
 
@@ -261,11 +262,7 @@ impl VirtioDevice for Net {
             queue_pairs: self.max_pairs(),
             mtu: self.tap.mtu().unwrap_or_default(),
         };
-        let bytes = config.bytes();
-        let from = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
-        for (to, from) in data.iter_mut().zip(from) {
-            *to = *from;
-        }
+        read_image(&config.bytes(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

@@ -30,6 +30,7 @@ use self::muxer::Muxer;
 use self::socket::Listener;
 pub use self::vhost::VhostVsock;
 use self::worker::Multiplexer;
+use crate::device::read_image;
 use crate::vhost::open_hint;
 use crate::{ActivateError, Activation, EventHandler, Events, Ring, Segment, VirtioDevice, Worker};
 
@@ -125,11 +126,7 @@ impl Vsock {
 
 /// The configuration space: `guest_cid` (section 5.10.4).
 fn read_config(cid: GuestCid, offset: u64, data: &mut [u8]) {
-    let bytes = u64::from(cid.get()).to_le_bytes();
-    let from = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
-    for (to, from) in data.iter_mut().zip(from) {
-        *to = *from;
-    }
+    read_image(&u64::from(cid.get()).to_le_bytes(), offset, data);
 }
 
 impl VirtioDevice for Vsock {

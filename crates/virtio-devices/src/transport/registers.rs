@@ -140,7 +140,7 @@ impl CommonConfig {
         }
     }
 
-    /// Reads any bytes; beyond the end they are zero.
+    /// Reads any bytes into `data`, which is zeroed already: what lies beyond the end reads zero.
     pub(super) fn read(&self, offset: u64, data: &mut [u8], live: Live) {
         read_image(&self.image(live), offset, data);
     }
