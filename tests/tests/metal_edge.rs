@@ -36,12 +36,6 @@ fn machine(test: &str, vcpus: u32) -> Option<Machine> {
     Machine::start(test, request, |host| host.v2 || host.v3, "a GIC")
 }
 
-/// The guest is brought back, which takes whatever is still pending. Then the counts are final.
-fn finish(machine: &Machine, serving: impl Sized) {
-    drop(serving);
-    assert_eq!(machine.mailbox().special(), 0);
-}
-
 #[test]
 fn of_100_000_edges_each_arrives_exactly_once_and_none_through_userspace() {
     let test = "of_100_000_edges_each_arrives_exactly_once_and_none_through_userspace";
@@ -73,7 +67,7 @@ fn of_edges_that_nobody_waits_for_some_merge_and_the_last_arrives() {
         }
     }
     machine.until("the last edge", || edges.iter().all(|edge| machine.mailbox().seen(edge.intid) == signals));
-    finish(&machine, serving);
+    machine.finish(serving);
     for edge in &edges {
         let count = machine.mailbox().count(edge.intid);
         println!("{}: {signals} edges became {count} interrupts", edge.intid);
@@ -100,7 +94,7 @@ fn an_edge_signalled_before_the_line_is_wired_arrives_once_when_it_is() {
         trigger.wire(machine.wiring(), &gsi).unwrap();
         machine.until("the early edge", || count() == wired);
         trigger.unwire().unwrap();
-        finish(&machine, serving);
+        machine.finish(serving);
         assert_eq!(count(), wired);
     }
 }
@@ -113,12 +107,12 @@ fn an_edge_that_comes_while_the_guest_has_the_line_disabled_arrives_once_when_it
     let Edge { intid, line, .. } = &edges[0];
     machine.call(0, Command::Enable(*intid, false));
     (0..1000).for_each(|_| line.signal().unwrap());
-    finish(&machine, machine.serve());
+    machine.finish(machine.serve());
     assert_eq!(machine.mailbox().count(*intid), 0);
     machine.call(0, Command::Enable(*intid, true));
     let serving = machine.serve();
     machine.until("the edge", || machine.mailbox().count(*intid) > 0);
-    finish(&machine, serving);
+    machine.finish(serving);
     assert_eq!(machine.mailbox().count(*intid), 1);
 }
 

@@ -17,16 +17,6 @@ fn machine(test: &str, vcpus: u32) -> Option<Machine> {
     Machine::start(test, request, |host| host.v2 || host.v3, "a GIC")
 }
 
-/// The guest is brought back, which takes whatever is still pending. Then the counts are final.
-fn finish(machine: &Machine, serving: impl Sized) {
-    drop(serving);
-    assert_eq!(
-        (machine.mailbox().causeless(), machine.mailbox().special()),
-        (0, 0),
-        "interrupts without reason"
-    );
-}
-
 #[test]
 fn of_100_000_ipis_each_arrives_exactly_once_and_no_vcpu_returns() {
     let test = "of_100_000_ipis_each_arrives_exactly_once_and_no_vcpu_returns";
@@ -48,7 +38,7 @@ fn of_100_000_ipis_each_arrives_exactly_once_and_no_vcpu_returns() {
     assert_eq!(returns.own(), 1);
     assert_eq!(returns.kernel().unwrap_or(1), 1);
     drop(returns);
-    finish(&machine, serving);
+    machine.finish(serving);
     for n in 0..sgis {
         assert_eq!(machine.mailbox().count_on(1, sgi(n).intid()), rounds, "{}", sgi(n));
         assert_eq!(machine.mailbox().count_on(0, sgi(n).intid()), 0, "{}", sgi(n));
@@ -72,7 +62,7 @@ fn a_ppi_interrupts_the_cpu_whose_wire_is_raised() {
         let device = Device::new(machine.mailbox(), ppi.intid(), cpu, line);
         let serving = machine.serve();
         one_by_one(&machine, &device, 500);
-        finish(&machine, serving);
+        machine.finish(serving);
         assert_eq!(machine.mailbox().count_on(cpu, ppi.intid()), 500, "CPU {cpu}");
         assert_eq!(machine.mailbox().count(ppi.intid()), 500 * u64::from(cpu + 1), "CPU {cpu}");
     }
@@ -95,7 +85,7 @@ fn an_spi_that_userspace_drives_is_up_until_it_is_lowered() {
         device.follow(&mut handled);
         handled == 2000
     });
-    finish(&machine, serving);
+    machine.finish(serving);
     assert_eq!(machine.mailbox().count(spi.intid()), 2000);
 }
 
@@ -124,7 +114,7 @@ fn each_pulse_of_an_spi_from_userspace_arrives_exactly_once() {
         let count = |spi: &Spi| machine.mailbox().count(spi.intid());
         machine.until("a round of pulses", || spis.iter().all(|spi| count(spi) >= round));
     }
-    finish(&machine, serving);
+    machine.finish(serving);
     for spi in &spis {
         assert_eq!(machine.mailbox().count(Intid::Spi(*spi)), 200, "{spi}");
     }

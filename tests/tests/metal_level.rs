@@ -63,16 +63,6 @@ fn until_all_is_handled(machine: &Machine, levels: &[Level]) {
     machine.until("all items to be taken", || levels.iter().all(|level| !level.device.has_items()));
 }
 
-/// The guest is brought back, which takes whatever is still pending. Then the counts are final.
-fn finish(machine: &Machine, serving: impl Sized) {
-    drop(serving);
-    assert_eq!(
-        (machine.mailbox().causeless(), machine.mailbox().special()),
-        (0, 0),
-        "interrupts without reason"
-    );
-}
-
 /// As many interrupts as items: neither lost nor doubled. As many EOIs were heard, and all lines are down.
 fn assert_one_interrupt_an_item(machine: &Machine, levels: &[Level]) {
     // The last EOI may be on its way to the event loop.
@@ -101,7 +91,7 @@ fn of_100_000_levels_each_arrives_exactly_once_and_no_vcpu_returns() {
     let returns = machine.returns();
     levels.iter().for_each(|level| level.device.post(2000));
     until_all_is_handled(&machine, &levels);
-    returns.assert_none(test, "100000 levels", || finish(&machine, serving));
+    returns.assert_none(test, "100000 levels", || machine.finish(serving));
     assert_one_interrupt_an_item(&machine, &levels);
     drop(events);
 }
@@ -120,7 +110,7 @@ fn all_of_95_level_devices_interrupt() {
     }
     levels.iter().for_each(|level| level.device.post(2));
     until_all_is_handled(&machine, &levels);
-    finish(&machine, serving);
+    machine.finish(serving);
     for (n, level) in (0..).zip(&levels) {
         assert_eq!(machine.mailbox().count_on(n % 2, level.device.intid()), 3, "{}", level.device.intid());
     }
@@ -140,7 +130,7 @@ fn a_line_that_is_high_before_it_is_wired_interrupts_when_it_is() {
     let serving = machine.serve();
     levels[0].trigger.wire(machine.wiring(), &machine.line(spi(7))).unwrap();
     until_all_is_handled(&machine, &levels);
-    finish(&machine, serving);
+    machine.finish(serving);
     assert_one_interrupt_an_item(&machine, &levels);
     drop(events);
 }
@@ -157,7 +147,7 @@ fn a_line_that_is_high_before_the_guest_enables_it_interrupts_when_it_does() {
     machine.wire(intid, Kind::Level, 0);
     let serving = machine.serve();
     until_all_is_handled(&machine, &levels);
-    finish(&machine, serving);
+    machine.finish(serving);
     assert_one_interrupt_an_item(&machine, &levels);
     drop(events);
 }
@@ -179,7 +169,7 @@ fn a_device_that_drives_its_own_level_causes_one_interrupt_an_item() {
         });
         handled == [250; 2]
     });
-    finish(&machine, serving);
+    machine.finish(serving);
     assert_one_interrupt_an_item(&machine, &levels);
     drop(events);
 }
@@ -311,7 +301,7 @@ fn a_line_whose_eventfds_are_handed_over_works_without_the_trigger() {
     let serving = machine.serve();
     device.post(10);
     until_all_is_handled(&machine, &levels);
-    finish(&machine, serving);
+    machine.finish(serving);
     assert_eq!(machine.mailbox().count(device.intid()), 20 + items);
     drop(events);
 }

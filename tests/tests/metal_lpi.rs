@@ -48,12 +48,6 @@ fn group(machine: &Machine, count: u32) -> VectorGroup {
     group
 }
 
-/// The guest is brought back, which takes whatever is still pending. Then the counts are final.
-fn finish(machine: &Machine, serving: impl Sized) {
-    drop(serving);
-    assert_eq!(machine.mailbox().special(), 0);
-}
-
 #[test]
 fn of_100_000_lpis_each_arrives_exactly_once_and_none_through_userspace() {
     let test = "of_100_000_lpis_each_arrives_exactly_once_and_none_through_userspace";
@@ -99,20 +93,20 @@ fn signals_to_a_masked_vector_set_pending_and_arrive_as_one_when_it_is_unmasked(
             let count = || machine.mailbox().count(lpi(u32::try_from(n).unwrap()).intid());
             group.mask(n).unwrap();
             (0..1000).for_each(|_| sender.send());
-            finish(&machine, machine.serve());
+            machine.finish(machine.serve());
             assert_eq!(count(), 2 * (round - 1), "vector {n} is masked");
             assert_eq!(group.pending_word(0).unwrap(), 1 << n);
             let serving = machine.serve();
             group.unmask(n).unwrap();
             machine.until("what was held", || count() > 2 * (round - 1));
             assert_eq!(group.pending_word(0).unwrap(), 0);
-            finish(&machine, serving);
+            machine.finish(serving);
             assert_eq!(count(), 2 * round - 1, "vector {n} was unmasked");
             // And it works as before.
             let serving = machine.serve();
             sender.send();
             machine.until("a signal after that", || count() >= 2 * round);
-            finish(&machine, serving);
+            machine.finish(serving);
             assert_eq!(count(), 2 * round);
         }
     }
@@ -134,7 +128,7 @@ fn signals_in_a_storm(
             machine.until("the signals", || (0..senders.len()).all(|vector| arrived(vector) >= n));
         }
     });
-    finish(machine, serving);
+    machine.finish(serving);
     for vector in 0..senders.len() {
         assert_eq!(arrived(vector), signals, "vector {vector}");
     }
@@ -220,14 +214,14 @@ fn a_signal_to_a_masked_vector_that_is_moved_arrives_at_its_new_target_only() {
         let serving = machine.serve();
         group.unmask(vector).unwrap();
         machine.until("it at its new target", || counts()[1] > 0);
-        finish(&machine, serving);
+        machine.finish(serving);
         assert_eq!(counts(), [0, 1]);
         // Not masked: from when the call returns, nothing goes to the old one.
         group.program(vector, message(&machine, n)).unwrap();
         let serving = machine.serve();
         sender.send();
         machine.until("it at its old target", || counts()[0] > 0);
-        finish(&machine, serving);
+        machine.finish(serving);
         assert_eq!(counts(), [1, 1]);
     }
 }
@@ -257,7 +251,7 @@ fn signals_that_nobody_waits_for_merge_in_a_storm_of_masking_and_the_last_arrive
     });
     group.update(|changes| (0..2).try_for_each(|n| changes.unmask(n))).unwrap();
     machine.until("the last", || (0..2).all(|n| machine.mailbox().seen(lpi(n).intid()) == signals));
-    finish(&machine, serving);
+    machine.finish(serving);
     for n in 0..2 {
         let count = machine.mailbox().count(lpi(n).intid());
         println!("{}: {signals} signals became {count} interrupts", lpi(n));
@@ -286,7 +280,7 @@ fn an_injected_message_is_delivered_or_blocked_and_the_sender_is_told_which() {
     // An event, and a device, of which the guest has told the ITS nothing.
     assert_eq!(known.send(message(&machine, 2)).unwrap(), MsiDelivery::Blocked);
     assert_eq!(unknown.send(message(&machine, 0)).unwrap(), MsiDelivery::Blocked);
-    finish(&machine, serving);
+    machine.finish(serving);
     assert_eq!([count(0), count(1), count(2)], [1000, 1000, 0]);
 
     // The guest moves one event to the other CPU, and has the ITS forget the other.
@@ -296,7 +290,7 @@ fn an_injected_message_is_delivered_or_blocked_and_the_sender_is_told_which() {
     assert_eq!(known.send(message(&machine, 0)).unwrap(), MsiDelivery::Delivered);
     assert_eq!(known.send(message(&machine, 1)).unwrap(), MsiDelivery::Blocked);
     machine.until("the one that was moved", || count(0) > 1000);
-    finish(&machine, serving);
+    machine.finish(serving);
     assert_eq!(
         [machine.mailbox().count_on(0, lpi(0).intid()), machine.mailbox().count_on(1, lpi(0).intid())],
         [1000, 1]
@@ -306,11 +300,11 @@ fn an_injected_message_is_delivered_or_blocked_and_the_sender_is_told_which() {
     // A disabled LPI becomes pending, however often it is sent, and arrives when it is enabled.
     machine.call(0, Command::EnableLpi(DEVICE, EventId::new(0), lpi(0), false));
     (0..10).for_each(|_| assert_eq!(known.send(message(&machine, 0)).unwrap(), MsiDelivery::Delivered));
-    finish(&machine, machine.serve());
+    machine.finish(machine.serve());
     assert_eq!(count(0), 1001);
     machine.call(0, Command::EnableLpi(DEVICE, EventId::new(0), lpi(0), true));
     let serving = machine.serve();
     machine.until("what was pending", || count(0) > 1001);
-    finish(&machine, serving);
+    machine.finish(serving);
     assert_eq!(count(0), 1002);
 }

@@ -195,6 +195,15 @@ impl Machine {
         self.cpus.iter().map(Cpu::serve).collect()
     }
 
+    /// Brings the guest back, which takes whatever is still pending. Then the counts are final.
+    ///
+    /// # Panics
+    /// If an interrupt came that there was no reason for.
+    pub fn finish(&self, serving: impl Sized) {
+        drop(serving);
+        assert_eq!((self.mailbox.causeless(), self.mailbox.special()), (0, 0), "interrupts without reason");
+    }
+
     /// Waits for something that the guest or another thread is about to do.
     ///
     /// # Panics
