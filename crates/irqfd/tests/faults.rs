@@ -230,6 +230,26 @@ fn a_message_that_cannot_be_installed_is_not_replaced_by_the_old_one() {
 }
 
 #[test]
+fn sharing_the_eventfd_of_a_vector_that_failed_does_not_lead_to_its_old_message() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let rig = Rig::arm();
+    let group = rig.group(NIC, 1);
+    group.program(0, message(0)).unwrap();
+    group.unmask(0).unwrap();
+    rig.vm.inject(Fault::next(Call::DeassignIrqfd, Errno::EINVAL));
+    group.program(0, message(1)).unwrap_err();
+    assert!(group.state(0).unwrap().armed, "with the old message");
+    let vector = group.vector(0).unwrap();
+    irqchip::fake::signal(vector.eventfd().unwrap()).unwrap();
+    rig.vm.process();
+    assert!(vector.is_pending());
+    assert_eq!((rig.raised(NIC, 0), rig.raised(NIC, 1)), (0, 0));
+    group.retry().unwrap();
+    rig.vm.process();
+    assert_eq!((rig.raised(NIC, 0), rig.raised(NIC, 1)), (0, 1));
+}
+
+#[test]
 fn a_vector_that_a_failed_resize_has_left_says_so_and_delivers_after_the_next_call() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let rig = Rig::arm();
@@ -275,6 +295,52 @@ fn a_reset_that_failed_has_forgotten_what_was_held_and_is_completed_by_the_next_
     group.vector(1).unwrap().trigger().unwrap();
     rig.vm.process();
     assert_eq!([1, 3].map(|event| rig.raised(NIC, event)), [0, 1]);
+}
+
+#[test]
+fn what_cannot_be_disarmed_is_told_to_whoever_masks_or_resets() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let rig = Rig::arm();
+    let group = rig.group(NIC, 1);
+    group.program(0, message(0)).unwrap();
+    group.unmask(0).unwrap();
+    // Only disarming keeps the signals of others back.
+    let vector = group.vector(0).unwrap();
+    vector.eventfd().unwrap();
+    rig.vm.inject(Fault::next(Call::DeassignIrqfd, Errno::EINVAL).persistent());
+    assert!(matches!(group.mask(0), Err(Error::Kernel(_))));
+    let reset = group.update(|changes| {
+        changes.reset();
+        Ok(())
+    });
+    assert!(matches!(reset, Err(Error::Kernel(_))));
+    assert!(matches!(group.retry(), Err(Error::Kernel(_))));
+    rig.vm.clear_faults();
+    assert_eq!(rig.live().irqfds, 1);
+    group.retry().unwrap();
+    assert_eq!(rig.live().irqfds, 0);
+}
+
+#[test]
+fn what_changes_all_vectors_tells_of_the_one_that_cannot_be_routed() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    type Change = fn(&VectorGroup) -> Result<(), Error>;
+    let changes: [(Change, Change); 3] = [
+        (|group| group.set_function_mask(true), |group| group.set_function_mask(false)),
+        (|group| group.set_allowed(0), |group| group.set_allowed(1)),
+        (|_| Ok(()), |group| group.set_device_id(DISK)),
+    ];
+    for (before, change) in changes {
+        let rig = Rig::arm();
+        let group = rig.group(NIC, 1);
+        before(&group).unwrap();
+        group.program(0, message(0)).unwrap();
+        group.unmask(0).unwrap();
+        rig.vm.inject(Fault::next(Call::SetRoutes, Errno::ENOMEM));
+        assert!(matches!(change(&group), Err(Error::Routing(_))));
+        group.retry().unwrap();
+        assert_eq!(group.state(0).unwrap().obstacle, None);
+    }
 }
 
 #[test]

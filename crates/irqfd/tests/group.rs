@@ -174,6 +174,52 @@ fn a_budget_is_spent_before_what_is_everybodys() {
     }
 }
 
+/// A host with room for 224 lines and eight vectors.
+fn eight() -> Rig {
+    Rig::arm_with(&FakeHost { routing_limit: 232, ..FakeHost::arm64_gicv3() })
+}
+
+#[test]
+fn the_first_unmask_spends_all_of_a_budget_even_if_nothing_else_is_left() {
+    let rig = eight();
+    let budget = rig.wiring.router().reserve_budget(6).unwrap();
+    let _others = rig.wiring.router().allocate_many(2).unwrap();
+    let group = VectorGroup::with_budget(rig.wiring.clone(), NIC, 6, budget);
+    program_all(&group);
+    for n in 0..6 {
+        group.unmask(n).unwrap();
+    }
+    assert_eq!(rig.costs(), costs(1, 6, 0));
+}
+
+#[test]
+fn vectors_that_are_masked_get_half_of_what_is_promised_to_nobody() {
+    for (promised, got) in [(6, 1), (4, 2), (0, 4)] {
+        let rig = eight();
+        let _budget = rig.wiring.router().reserve_budget(promised).unwrap();
+        let group = rig.group(NIC, 8);
+        program_all(&group);
+        group.unmask(0).unwrap();
+        assert_eq!(rig.wiring.router().usage().owned, got, "{promised} are promised");
+    }
+}
+
+#[test]
+fn gsis_that_are_about_to_be_free_count_as_free() {
+    let rig = eight();
+    let gone: Vec<_> = (0..6).map(|n| rig.wiring.router().add_msi(message(n), DISK).unwrap()).collect();
+    drop(gone);
+    assert_eq!((rig.wiring.router().usage().free, rig.wiring.router().usage().withdrawn), (2, 6));
+    let group = rig.group(NIC, 4);
+    program_all(&group);
+    group.unmask(0).unwrap();
+    rig.costs();
+    for n in 1..4 {
+        group.unmask(n).unwrap();
+    }
+    assert_eq!(rig.costs(), costs(0, 3, 0));
+}
+
 #[test]
 fn bus_renumbering_sends_all_routes_again_with_the_new_device_id() {
     let rig = Rig::arm();
@@ -206,6 +252,24 @@ fn bus_renumbering_sends_all_routes_again_with_the_new_device_id() {
     rig.costs();
     group.set_device_id(DISK).unwrap();
     assert_eq!(rig.costs(), costs(0, 0, 0), "the same number again");
+}
+
+#[test]
+fn a_message_that_is_written_again_with_the_new_number_is_routed_under_it() {
+    let rig = Rig::arm();
+    let group = rig.group(NIC, 1);
+    group.program(0, message(0)).unwrap();
+    group.unmask(0).unwrap();
+    group.mask(0).unwrap();
+    group
+        .update(|changes| {
+            changes.set_device_id(DISK);
+            changes.program(0, message(0))?;
+            changes.unmask(0)
+        })
+        .unwrap();
+    group.vector(0).unwrap().trigger().unwrap();
+    assert_eq!((rig.raised(NIC, 0), rig.raised(DISK, 0)), (0, 1));
 }
 
 #[test]

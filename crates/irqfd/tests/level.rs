@@ -299,6 +299,16 @@ fn an_eoi_that_the_new_owner_has_seen_is_forgotten_once() {
     assert!(!trigger.forget_eoi().unwrap(), "there is no other");
 }
 
+#[test]
+fn an_eoi_that_is_the_new_owners_is_left_to_it_by_unwiring() {
+    let rig = Rig::arm();
+    let (trigger, _) = rig.level(3);
+    signal(trigger.hand_over().trigger).unwrap();
+    assert!(guest_handles_one(&rig));
+    trigger.unwire().unwrap();
+    assert!(trigger.state().unwrap().resample_due);
+}
+
 /// A device that is slow to answer: somebody hands its line over while it is asked.
 struct HandedOverMeanwhile {
     asked: mpsc::SyncSender<()>,

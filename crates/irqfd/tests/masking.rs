@@ -326,6 +326,19 @@ fn a_reset_device_has_nothing_programmed_and_nothing_pending() {
 }
 
 #[test]
+fn a_reset_device_may_use_all_its_vectors_again() {
+    let rig = Rig::arm();
+    let group = rig.group(NIC, 2);
+    group.set_allowed(1).unwrap();
+    group.reset().unwrap();
+    group.program(1, message(1)).unwrap();
+    group.unmask(1).unwrap();
+    assert_eq!(group.state(1).unwrap().obstacle, None);
+    group.vector(1).unwrap().trigger().unwrap();
+    assert_eq!(rig.raised(NIC, 1), 1);
+}
+
+#[test]
 fn the_pending_array_has_a_bit_for_each_vector_at_its_place() {
     let rig = Rig::arm();
     let group = rig.group(NIC, 130);

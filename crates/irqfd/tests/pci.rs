@@ -40,6 +40,7 @@ fn what_is_signalled_while_it_is_masked_shows_in_the_pending_bits_and_arrives_on
     let group = Arc::new(rig.group(NIC, 3));
     let msix = msix(&group, 3);
     let vectors: Vec<_> = (0..3).map(|n| group.vector(n).unwrap()).collect();
+    assert_eq!(group.state(0).unwrap().obstacle, Some(Obstacle::Disabled), "as it comes");
     msix.write_capability(2, &[0, 0xc0]);
     (0..3).for_each(|n| program(&msix, n, u32::try_from(n).unwrap()));
     set_mask(&msix, 0, 0);
