@@ -59,7 +59,7 @@ fn disks_that_come_and_go_a_hundred_times_are_whole_each_time() {
     let _virtio = bind_or_skip!(&host, VIRTIO);
     let mut guest = Guest::linux(&host)
         .cpus(2)
-        .memory("128M")
+        .memory("64M")
         .option("--control", "rack")
         .option("--pci-slots", "2")
         .patience(4)
@@ -176,7 +176,7 @@ fn a_guest_that_reboots_fifty_times_finds_its_device_each_time() {
          echo boots=$n
          if [ $n -lt {BOOTS} ]; then reboot -f; sleep 100; fi"
     );
-    let guest = || Guest::linux(&host).memory("128M").option("--vfio", NVME).patience(4);
+    let guest = || Guest::linux(&host).memory("64M").option("--vfio", NVME).patience(4);
     guest().script("dd if=/dev/zero of=/dev/nvme0n1 bs=512 count=1 oflag=direct").run().assert_status(0);
     let end = guest().script(&script).run();
     end.assert_status(0);
@@ -206,7 +206,7 @@ fn a_vmm_that_is_killed_at_any_time_leaves_a_device_that_works_for_the_host() {
     let script = "echo begin; while :; do dd if=/dev/nvme0n1 of=/dev/null bs=64k count=16 iflag=direct; done 2>/dev/null";
     for round in 0..10 {
         let Some(nvme) = Bound::new(&host, NVME) else { doorbell_tests::skip!("this host has no {NVME}") };
-        let mut guest = Guest::linux(&host).memory("128M").option("--vfio", NVME).script(script).start();
+        let mut guest = Guest::linux(&host).memory("64M").option("--vfio", NVME).script(script).start();
         if round < 5 {
             // While the machine is built, or boots.
             sleep(Duration::from_millis(u64::from(round) * 230));

@@ -25,7 +25,7 @@ const READ: &str = "dd if=/dev/nvme0n1 of=/dev/null bs=4k count=20 iflag=direct 
 fn a_passed_through_devices_interrupts_have_the_hosts_counts_and_are_explained() {
     let host = host_or_skip!();
     let device = bind_or_skip!(&host, NVME);
-    let guest = Guest::linux(&host).memory("256M").option("--vfio", device.name());
+    let guest = Guest::linux(&host).memory("128M").option("--vfio", device.name());
     let mut told = Told::start(&host, "passed", guest);
     told.does(READ);
     let lines: Vec<Value> = serde_json::from_str(&told.ask(&["irq", "list"], &["--all", "--json"])).unwrap();
@@ -55,7 +55,7 @@ fn a_passed_through_devices_interrupts_have_the_hosts_counts_and_are_explained()
     drop(device);
 
     let device = bind_or_skip!(&host, NVME);
-    let guest = Guest::linux(&host).memory("256M").cmdline("pci=nomsi").option("--vfio", device.name());
+    let guest = Guest::linux(&host).memory("128M").cmdline("pci=nomsi").option("--vfio", device.name());
     let mut told = Told::start(&host, "passed", guest);
     told.does(READ);
     let line = format!("{NVME}:intx");
@@ -69,7 +69,7 @@ fn a_passed_through_devices_interrupts_have_the_hosts_counts_and_are_explained()
 fn a_line_that_vfio_does_not_unmask_is_explained() {
     let host = host_or_skip!();
     let device = bind_or_skip!(&host, NVME);
-    let guest = Guest::linux(&host).memory("256M").cmdline("pci=nomsi").option("--vfio", device.name());
+    let guest = Guest::linux(&host).memory("128M").cmdline("pci=nomsi").option("--vfio", device.name());
     let mut told = Told::start(&host, "masked", guest);
     told.does(READ);
     let line = format!("{NVME}:intx");
@@ -94,7 +94,7 @@ fn a_line_that_vfio_does_not_unmask_is_explained() {
 fn a_line_that_vfio_refuses_is_explained() {
     let host = host_or_skip!();
     let device = bind_or_skip!(&host, E1000E);
-    let guest = Guest::linux(&host).memory("256M").cmdline("pci=nomsi").option("--vfio", device.name());
+    let guest = Guest::linux(&host).memory("128M").cmdline("pci=nomsi").option("--vfio", device.name());
     let mut told = Told::start(&host, "refused", guest);
     let line = format!("{E1000E}:intx");
     told.does("control=$(control 1 0x11)");
@@ -124,7 +124,7 @@ fn a_line_that_vfio_refuses_is_explained() {
 fn a_vector_that_the_guest_does_not_allow_is_explained() {
     let host = host_or_skip!();
     let device = bind_or_skip!(&host, XHCI);
-    let guest = Guest::linux(&host).memory("256M").option("--vfio", device.name());
+    let guest = Guest::linux(&host).memory("128M").option("--vfio", device.name());
     let mut told = Told::start(&host, "allowed", guest);
     let line = format!("{XHCI}:5");
     // Somebody who wants one vector of the sixteen, and then all; and who has not set up anything to receive them.

@@ -36,7 +36,7 @@ fn disk(node: &str, interrupt: &str) -> String {
 
 /// Runs a guest with two CPUs and the devices, and lets it do `script`.
 fn guest(host: &Host, devices: &[&str], cmdline: &str, script: &str) -> Finished {
-    let mut guest = Guest::linux(host).cpus(2).memory("256M").cmdline(cmdline).script(script);
+    let mut guest = Guest::linux(host).cpus(2).memory("128M").cmdline(cmdline).script(script);
     for device in devices {
         guest = guest.option("--vfio", device);
     }
@@ -145,7 +145,7 @@ fn a_file_system_on_nvme_is_whole_and_each_cpu_has_its_queue() {
                   for queue in 1 2 3 4; do
                       echo queue$queue=$(awk -v q=nvme0q$queue '$NF == q { print $2 + $3 + $4 + $5 }' /proc/interrupts)
                   done";
-    let end = Guest::linux(&host).cpus(4).memory("256M").option("--vfio", NVME).script(script).run();
+    let end = Guest::linux(&host).cpus(4).memory("128M").option("--vfio", NVME).script(script).run();
     end.assert_status(0);
     assert_eq!((end.errors().as_str(), end.value("files").as_str()), ("", "4"));
     for queue in 1..=4 {
