@@ -33,7 +33,7 @@ fn open_files() -> u64 {
     };
     // Up to 64 for each CPU, and more where there are many.
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit.clone() }).unwrap();
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
     let everywhere = sched_getaffinity(None).unwrap();
     let mut own = Vec::new();
     for cpu in (0..CpuSet::MAX_CPU).filter(|&cpu| everywhere.is_set(cpu)) {
