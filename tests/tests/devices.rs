@@ -43,8 +43,10 @@ fn without_messages_each_device_has_its_line() {
     let Some(tap) = Tap::new("doordev0", "10.0.85.1/24") else {
         skip!("makes a TAP interface, which takes root")
     };
-    let end =
-        EveryDevice { cmdline: "pci=nomsi", ..every_device(&host, Carrier::Program, "10.0.85", &tap) }.run();
+    let all = every_device(&host, Carrier::Program, "10.0.85", &tap);
+    // What the program carries does not depend on the host's interrupt controller: once is enough.
+    let mib = if host.gic == Gic::V3 { 100 } else { all.mib };
+    let end = EveryDevice { cmdline: "pci=nomsi", mib, ..all }.run();
     assert_kind(&end, "Level");
 }
 
