@@ -200,8 +200,9 @@ impl Talk {
             "{bytes} bytes each way, {interrupts} interrupts, KVM_RUN returned {:?} times",
             self.returns
         );
-        // Sixteen bytes fit its FIFO: so many interrupts at least, each of which the guest ended.
-        assert!(interrupts > (bytes / 32) as u64, "{interrupts} interrupts");
+        // Its FIFO holds 16 bytes, but the guest's handler also takes what comes while it is at work, up to 256 bytes before it looks again
+        // (`drivers/tty/serial/amba-pl011.c`, `pl011_fifo_to_tty`): how many bytes an interrupt is for depends on who is quick.
+        assert!(interrupts > (bytes / 256) as u64, "{interrupts} interrupts");
         if let Some(returns) = self.returns {
             assert!(returns < 100, "{returns} returns of KVM_RUN for {interrupts} interrupts");
         }
