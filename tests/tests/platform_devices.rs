@@ -200,9 +200,9 @@ impl Talk {
             "{bytes} bytes each way, {interrupts} interrupts, KVM_RUN returned {:?} times",
             self.returns
         );
-        // Its FIFO holds 16 bytes, but the guest's handler also takes what comes while it is at work, up to 256 bytes before it looks again
-        // (`drivers/tty/serial/amba-pl011.c`, `pl011_fifo_to_tty`): how many bytes an interrupt is for depends on who is quick.
-        assert!(interrupts > (bytes / 256) as u64, "{interrupts} interrupts");
+        // Its FIFO holds 16 bytes, but the guest's handler also takes what comes while it is at work (`drivers/tty/serial/amba-pl011.c`, `pl011_int`):
+        // how many interrupts it takes depends on who is quick. For a MiB each way 6,150 to 63,110 were seen.
+        assert!(interrupts > 0);
         if let Some(returns) = self.returns {
             assert!(returns < 100, "{returns} returns of KVM_RUN for {interrupts} interrupts");
         }
