@@ -4,7 +4,7 @@
 //! A driver that works by interrupts fills the port's FIFO without looking between two bytes, and each byte is an exit to this process. From the eighth on
 //! the kernel keeps them in a ring (`Documentation/virt/kvm/api.rst`, section 4.116), and whatever the port is asked next is answered after the ring's bytes have been
 //! heard: the guest notices nothing. What it leaves in the ring without asking anything, a timer finds. When that has found nothing for a while, it all
-//! ends: a quiet guest costs no wake-ups. A driver that looks at the port before each byte, as Linux does for its own messages, never comes here.
+//! ends: a quiet guest costs no wake-ups. A driver that looks at the port before each byte, as Linux's early console does, never comes here.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
