@@ -92,9 +92,15 @@ impl Machine {
     /// … and whose addresses are set, and which has vCPU 0.
     #[must_use]
     pub fn complete(host: &dyn Host, kind: DeviceKind) -> Self {
+        Self::complete_with_vcpus(host, kind, &[0])
+    }
+
+    fn complete_with_vcpus(host: &dyn Host, kind: DeviceKind, ids: &[u32]) -> Self {
         let machine = Self::with_gic(host, kind);
         machine.place();
-        machine.vm.create_vcpu(0).unwrap();
+        for id in ids {
+            machine.vm.create_vcpu(*id).unwrap();
+        }
         machine
     }
 
@@ -102,11 +108,7 @@ impl Machine {
     #[must_use]
     pub fn ready(host: &dyn Host, irqchip: Irqchip) -> Self {
         match irqchip {
-            Irqchip::Gic(kind) => {
-                let machine = Self::complete(host, kind);
-                machine.init();
-                machine
-            }
+            Irqchip::Gic(kind) => Self::with_vcpus(host, kind, &[0]),
             Irqchip::X86 => {
                 let vm = host.vm();
                 CreateIrqchip::create_irqchip(&*vm).unwrap();
@@ -119,11 +121,7 @@ impl Machine {
     /// A VM with these vCPUs whose GIC is ready.
     #[must_use]
     pub fn with_vcpus(host: &dyn Host, kind: DeviceKind, ids: &[u32]) -> Self {
-        let machine = Self::with_gic(host, kind);
-        machine.place();
-        for id in ids {
-            machine.vm.create_vcpu(*id).unwrap();
-        }
+        let machine = Self::complete_with_vcpus(host, kind, ids);
         machine.init();
         machine
     }
@@ -212,9 +210,14 @@ impl Machine {
         self.get_its(offset).unwrap()
     }
 
-    /// `KVM_SIGNAL_MSI`, to the ITS at [`ITS`].
+    /// `KVM_SIGNAL_MSI`.
+    pub fn send_message(&self, message: MsiMessage, device: Option<u32>) -> Result<MsiDelivery, Errno> {
+        self.vm.signal_msi(message, device.map(DeviceId::new)).map_err(|error| error.errno)
+    }
+
+    /// … to the ITS at [`ITS`].
     pub fn send(&self, event: u32, device: Option<u32>) -> Result<MsiDelivery, Errno> {
-        self.vm.signal_msi(its_message(event), device.map(DeviceId::new)).map_err(|error| error.errno)
+        self.send_message(its_message(event), device)
     }
 
     /// Gives the blocks of the GIC their addresses.

@@ -1,24 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The ITS, and MSIs to it (Linux 6.12, `arch/arm64/kvm/vgic/vgic-its.c`).
 
-use irq_types::{DeviceId, Gsi, MsiMessage, TriggerMode};
+use irq_types::{Gsi, MsiMessage, TriggerMode};
 use irqchip::{
     AttrValue, Capability, CreateIrqchip, DeviceAttr, DeviceKind, Errno, MsiDelivery, Route, RouteTarget, arm,
 };
 
-use super::fixture::{
-    DISTRIBUTOR, DOORBELL, ITS, Machine, event, its_message, its_route, long, refusal, ring,
-};
+use super::fixture::{DISTRIBUTOR, DOORBELL, ITS, Machine, event, its_route, long, refusal, ring};
 use super::{Host, Irqchip, Taken};
 
 const DEVICE: u32 = 0x108;
 const LPI: u32 = 8192;
 const GICV3: Irqchip = Irqchip::Gic(DeviceKind::GicV3);
-
-/// `KVM_SIGNAL_MSI`.
-fn send(machine: &Machine, message: MsiMessage, device: Option<u32>) -> Result<MsiDelivery, Errno> {
-    machine.vm.signal_msi(message, device.map(DeviceId::new)).map_err(|error| error.errno)
-}
 
 /// `KVM_CAP_MSI_DEVID` is 0 on a VM without an ITS and 1 from the creation of one on, on the same host.
 pub fn device_ids_are_a_property_of_the_vm(host: &dyn Host) {
@@ -69,12 +62,8 @@ pub fn its_registers_wait_for_the_address(host: &dyn Host) {
 pub fn its_registers_have_rules(host: &dyn Host) {
     let machine = Machine::with_its(host);
     let its = machine.its();
-    let read = |offset| match its.get_attr(arm::its_reg(offset), long(0)) {
-        Ok(AttrValue::U64(n)) => Ok(n),
-        Ok(other) => panic!("{other:?}"),
-        Err(error) => Err(error.errno),
-    };
-    let write = |offset, value| refusal(its.set_attr(arm::its_reg(offset), long(value)));
+    let read = |offset| machine.get_its(offset);
+    let write = |offset, value| machine.set_its(offset, value);
     for (offset, known) in [
         (0, Ok(true)),
         (4, Ok(true)),
@@ -122,7 +111,7 @@ pub fn initialising_an_its_does_nothing(host: &dyn Host) {
 pub fn an_msi_without_device_id_is_refused(host: &dyn Host) {
     let machine = Machine::with_its(host);
     machine.map(DEVICE, 0, LPI);
-    assert_eq!(send(&machine, its_message(0), None), Err(Errno::EINVAL));
+    assert_eq!(machine.send(0, None), Err(Errno::EINVAL));
     assert_eq!(machine.take(), None);
 }
 
@@ -130,8 +119,8 @@ pub fn an_msi_without_device_id_is_refused(host: &dyn Host) {
 pub fn an_msi_without_its_is_enodev(host: &dyn Host) {
     for kind in host.gics() {
         let machine = Machine::ready(host, Irqchip::Gic(kind));
-        assert_eq!(send(&machine, its_message(0), Some(DEVICE)), Err(Errno::ENODEV));
-        assert_eq!(send(&machine, its_message(0), None), Err(Errno::ENODEV));
+        assert_eq!(machine.send(0, Some(DEVICE)), Err(Errno::ENODEV));
+        assert_eq!(machine.send(0, None), Err(Errno::ENODEV));
     }
 }
 
@@ -148,25 +137,25 @@ pub fn an_msi_beside_the_its_is_refused(host: &dyn Host) {
     machine.map(DEVICE, 0, LPI);
     for address in [0, ITS - 4, ITS + 0x2_0000, DISTRIBUTOR, DOORBELL + (1 << 32)] {
         let message = MsiMessage { address, data: 0 };
-        assert_eq!(send(&machine, message, Some(DEVICE)), Err(Errno::EINVAL), "{address:#x}");
+        assert_eq!(machine.send_message(message, Some(DEVICE)), Err(Errno::EINVAL), "{address:#x}");
     }
     // Within the frame any offset will do.
     let message = MsiMessage { address: ITS + 0x123, data: 0 };
-    assert_eq!(send(&machine, message, Some(DEVICE)), Ok(MsiDelivery::Delivered));
+    assert_eq!(machine.send_message(message, Some(DEVICE)), Ok(MsiDelivery::Delivered));
 }
 
 /// `EBUSY`: the guest has not set it up yet.
 pub fn an_msi_to_a_disabled_its_is_busy(host: &dyn Host) {
     let machine = Machine::with_its(host);
-    assert_eq!(send(&machine, its_message(0), Some(DEVICE)), Err(Errno::EBUSY));
+    assert_eq!(machine.send(0, Some(DEVICE)), Err(Errno::EBUSY));
 }
 
 /// Neither error nor interrupt.
 pub fn an_msi_that_the_guest_has_not_mapped_is_blocked(host: &dyn Host) {
     let machine = Machine::with_its(host);
     machine.map(DEVICE, 0, LPI);
-    assert_eq!(send(&machine, its_message(1), Some(DEVICE)), Ok(MsiDelivery::Blocked));
-    assert_eq!(send(&machine, its_message(0), Some(DEVICE + 1)), Ok(MsiDelivery::Blocked));
+    assert_eq!(machine.send(1, Some(DEVICE)), Ok(MsiDelivery::Blocked));
+    assert_eq!(machine.send(0, Some(DEVICE + 1)), Ok(MsiDelivery::Blocked));
     assert_eq!(machine.take(), None);
 }
 
@@ -175,11 +164,11 @@ pub fn an_msi_becomes_its_lpi(host: &dyn Host) {
     let machine = Machine::with_its(host);
     machine.map(DEVICE, 5, LPI + 3);
     for _ in 0..2 {
-        assert_eq!(send(&machine, its_message(5), Some(DEVICE)), Ok(MsiDelivery::Delivered));
+        assert_eq!(machine.send(5, Some(DEVICE)), Ok(MsiDelivery::Delivered));
     }
     assert_eq!(machine.take_next(), Taken::Lpi(LPI + 3));
     assert_eq!(machine.take(), None);
-    assert_eq!(send(&machine, its_message(5), Some(DEVICE)), Ok(MsiDelivery::Delivered));
+    assert_eq!(machine.send(5, Some(DEVICE)), Ok(MsiDelivery::Delivered));
     assert_eq!(machine.take_next(), Taken::Lpi(LPI + 3));
 }
 
@@ -223,13 +212,13 @@ pub fn an_msi_route_without_device_id_is_accepted_and_lost(host: &dyn Host) {
 pub fn a_device_of_id_zero_is_found_without_saying_so(host: &dyn Host) {
     let machine = Machine::with_its(host);
     machine.map(0, 0, LPI);
-    assert_eq!(send(&machine, its_message(0), None), Err(Errno::EINVAL));
-    assert_eq!(send(&machine, its_message(0), Some(0)), Ok(MsiDelivery::Delivered));
+    assert_eq!(machine.send(0, None), Err(Errno::EINVAL));
+    assert_eq!(machine.send(0, Some(0)), Ok(MsiDelivery::Delivered));
     assert_eq!(machine.take_next(), Taken::Lpi(LPI));
-    assert_eq!(send(&machine, its_message(0), None), Ok(MsiDelivery::Delivered));
+    assert_eq!(machine.send(0, None), Ok(MsiDelivery::Delivered));
     assert_eq!(machine.take_next(), Taken::Lpi(LPI));
     machine.unmap(0, 0);
-    assert_eq!(send(&machine, its_message(0), None), Err(Errno::EINVAL));
+    assert_eq!(machine.send(0, None), Err(Errno::EINVAL));
 }
 
 /// It waits for the guest, and was delivered none the less.
@@ -237,7 +226,7 @@ pub fn a_disabled_lpi_is_pending(host: &dyn Host) {
     let machine = Machine::with_its(host);
     machine.map(DEVICE, 0, LPI);
     machine.enable_lpi(DEVICE, 0, LPI, false);
-    assert_eq!(send(&machine, its_message(0), Some(DEVICE)), Ok(MsiDelivery::Delivered));
+    assert_eq!(machine.send(0, Some(DEVICE)), Ok(MsiDelivery::Delivered));
     assert_eq!(machine.take(), None);
     machine.enable_lpi(DEVICE, 0, LPI, true);
     assert_eq!(machine.take_next(), Taken::Lpi(LPI));
@@ -254,7 +243,7 @@ pub fn an_event_that_was_unmapped_is_blocked(host: &dyn Host) {
     ring(&event);
     assert_eq!(machine.take_next(), Taken::Lpi(LPI));
     machine.unmap(DEVICE, 0);
-    assert_eq!(send(&machine, its_message(0), Some(DEVICE)), Ok(MsiDelivery::Blocked));
+    assert_eq!(machine.send(0, Some(DEVICE)), Ok(MsiDelivery::Blocked));
     ring(&event);
     machine.unbind(&event, 300).unwrap();
     assert_eq!(machine.take(), None);
@@ -280,7 +269,7 @@ pub fn an_x86_message_is_a_vector(host: &dyn Host) {
 
     let machine = Machine::ready(host, Irqchip::X86);
     machine.configure(5, TriggerMode::Edge);
-    assert_eq!(send(&machine, message, None), Ok(MsiDelivery::Delivered));
+    assert_eq!(machine.send_message(message, None), Ok(MsiDelivery::Delivered));
     assert_eq!(machine.take_next(), Taken::Message(0x80));
     let target = RouteTarget::Msi { message, device_id: None };
     machine.routes(&[Route { gsi: Gsi::new(300), target }]).unwrap();
@@ -299,8 +288,8 @@ pub fn each_device_has_events_of_its_own(host: &dyn Host) {
     let machine = Machine::with_its(host);
     machine.map(DEVICE, 0, LPI);
     machine.map(DEVICE + 8, 0, LPI + 1);
-    assert_eq!(send(&machine, its_message(0), Some(DEVICE + 8)), Ok(MsiDelivery::Delivered));
+    assert_eq!(machine.send(0, Some(DEVICE + 8)), Ok(MsiDelivery::Delivered));
     assert_eq!(machine.take_next(), Taken::Lpi(LPI + 1));
-    assert_eq!(send(&machine, its_message(0), Some(DEVICE)), Ok(MsiDelivery::Delivered));
+    assert_eq!(machine.send(0, Some(DEVICE)), Ok(MsiDelivery::Delivered));
     assert_eq!(machine.take_next(), Taken::Lpi(LPI));
 }
