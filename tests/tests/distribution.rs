@@ -3,11 +3,9 @@
 
 #![cfg(target_arch = "aarch64")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
-#![allow(clippy::cast_possible_truncation, reason = "eight million fits")]
 
 use std::env;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -15,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use doorbell_tests::guest::{Guest, Scratch};
-use doorbell_tests::{host_or_skip, skip};
+use doorbell_tests::guest::{Guest, Scratch, socket};
+use doorbell_tests::{host_or_skip, noise, skip};
 use rustix::process::Signal;
 
 /// The disk, and the initial RAM disk that leads to it. Their host is `resources/host/with/debian`.
@@ -59,33 +57,22 @@ impl Ext4 {
     }
 }
 
-/// Sends a pattern to whoever gives back what comes to the guest's port 5000, and compares.
-fn there_and_back(socket: &Path) {
-    const LEN: usize = 8 << 20;
+/// Sends noise to whoever gives back what comes to the guest's port 5000, and compares.
+fn there_and_back(path: &Path) {
     // Until somebody listens, connections are refused.
-    let (mut stream, mut reader) = loop {
-        let mut stream = UnixStream::connect(socket).unwrap();
+    let stream = loop {
+        let mut stream = UnixStream::connect(path).unwrap();
         // Whoever stands still for so long has stopped.
         stream.set_read_timeout(Some(Duration::from_secs(180))).unwrap();
-        stream.write_all(b"CONNECT 5000\n").unwrap();
-        let mut reader = BufReader::new(stream.try_clone().unwrap());
-        let mut answer = String::new();
-        if reader.read_line(&mut answer).is_ok_and(|_| answer.starts_with("OK ")) {
-            break (stream, reader);
+        if socket::ask(&mut stream, 5000).is_ok_and(|answer| answer.starts_with("OK ")) {
+            break stream;
         }
         thread::sleep(Duration::from_millis(200));
     };
-    let pattern: Vec<u8> =
-        (0..LEN as u32 / 4).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
-    let sent = pattern.clone();
-    let sender = thread::spawn(move || {
-        stream.write_all(&sent).unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
+    let (writer, end) = (stream.try_clone().unwrap(), stream.try_clone().unwrap());
+    socket::there_and_back(stream, writer, &noise(8 << 20, 7), move || {
+        end.shutdown(Shutdown::Write).unwrap()
     });
-    let mut received = Vec::new();
-    reader.read_to_end(&mut received).unwrap();
-    sender.join().unwrap();
-    assert!(received == pattern, "{} of {LEN} bytes, or other ones, came back", received.len());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! One guest with a device of each kind, each of which is used; for tests that differ in how the devices interrupt, or in the guest's kernel.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
 
+use super::socket::{ask, there_and_back};
 use super::{Finished, Guest, Host, Input, Running, Scratch, Tap, hvc};
 use crate::noise;
 
@@ -83,24 +84,6 @@ const SCRIPT: &str = r#"
     dmesg | grep GICv2m
     "#;
 
-/// Sends bytes to the guest, which gives them back, and compares.
-fn there_and_back<S: Read + Write + Send>(
-    mut reader: S,
-    mut writer: impl Write + Send + 'static,
-    bytes: Vec<u8>,
-    done: impl FnOnce() + Send + 'static,
-) {
-    let sent = bytes.clone();
-    let sender = thread::spawn(move || {
-        writer.write_all(&sent).unwrap();
-        done();
-    });
-    let mut back = Vec::new();
-    reader.read_to_end(&mut back).unwrap();
-    sender.join().unwrap();
-    assert!(back == bytes, "{} of {} bytes, or other ones, came back", back.len(), bytes.len());
-}
-
 /// Waits until the guest has called.
 fn called<S>(mut accept: impl FnMut() -> io::Result<S>) -> S {
     let start = Instant::now();
@@ -152,25 +135,22 @@ impl Sockets {
             Self::Unix(path, listener) => {
                 let called = called(|| listener.accept()).0;
                 let (writer, end) = (called.try_clone().unwrap(), called.try_clone().unwrap());
-                there_and_back(called, writer, short, move || end.shutdown(Shutdown::Write).unwrap());
+                there_and_back(called, writer, &short, move || end.shutdown(Shutdown::Write).unwrap());
                 guest.wait_for("listening");
                 let mut stream = UnixStream::connect(path).unwrap();
-                writeln!(stream, "CONNECT {LISTENED}").unwrap();
-                let mut answer = String::new();
-                // Byte by byte, so that nothing of what follows is taken along.
-                BufReader::with_capacity(1, &stream).read_line(&mut answer).unwrap();
+                let answer = ask(&mut stream, LISTENED).unwrap();
                 assert!(answer.starts_with("OK "), "{answer:?}");
                 let (writer, end) = (stream.try_clone().unwrap(), stream.try_clone().unwrap());
-                there_and_back(stream, writer, long, move || end.shutdown(Shutdown::Write).unwrap());
+                there_and_back(stream, writer, &long, move || end.shutdown(Shutdown::Write).unwrap());
             }
             Self::Kernel(cid, listener) => {
                 let called = called(|| listener.accept()).0;
                 let (writer, end) = (called.try_clone().unwrap(), called.try_clone().unwrap());
-                there_and_back(called, writer, short, move || end.shutdown(Shutdown::Write).unwrap());
+                there_and_back(called, writer, &short, move || end.shutdown(Shutdown::Write).unwrap());
                 guest.wait_for("listening");
                 let stream = VsockStream::connect_with_cid_port(*cid, LISTENED).unwrap();
                 let (writer, end) = (stream.try_clone().unwrap(), stream.try_clone().unwrap());
-                there_and_back(stream, writer, long, move || end.shutdown(Shutdown::Write).unwrap());
+                there_and_back(stream, writer, &long, move || end.shutdown(Shutdown::Write).unwrap());
             }
         }
     }

@@ -26,6 +26,7 @@ mod launch;
 mod passthrough;
 mod running;
 mod scratch;
+pub mod socket;
 mod tap;
 mod terminal;
 mod tiny;
