@@ -99,3 +99,28 @@ unpack_arm64() {
     dpkg-deb -f "$dir"/*.deb Version >"$2/version"
     rm -rf "$dir"
 }
+
+# Where this machine gets Debian from.
+mirror() {
+    local sources
+    sources=$(cat /etc/apt/sources.list.d/*.sources /etc/apt/sources.list 2>/dev/null || true)
+    if [[ $sources =~ https?://[^[:space:]]+/debian/?[[:space:]] ]]; then echo "${BASH_REMATCH[0]%%[[:space:]]*}"; else echo http://deb.debian.org/debian; fi
+}
+
+# Have apt see Debian's suite $2 and nothing else for the rest of this script, and of that what $1 says: 'deb [arch=arm64' or 'deb-src ['. Its lists lie in
+# the scratch directory, and this machine's own sources stay as they are.
+only_suite() {
+    local dir=$scratch/apt
+    mkdir -p "$dir"/{lists/partial,cache/archives/partial}
+    echo "$1 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror) $2 main" >"$dir/sources.list"
+    cat >"$dir/apt.conf" <<CONF
+Dir::Etc::sourcelist "$dir/sources.list";
+Dir::Etc::sourceparts "-";
+Dir::State::lists "$dir/lists";
+Dir::Cache "$dir/cache";
+APT::Sandbox::User "root";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+CONF
+    export APT_CONFIG=$dir/apt.conf
+    apt-get -q update >"$scratch/log" 2>&1 || { tail -n 5 "$scratch/log" >&2; die "cannot read Debian's package list of $2"; }
+}
