@@ -100,19 +100,25 @@ unpack_arm64() {
     rm -rf "$dir"
 }
 
-# Where this machine gets Debian from.
+# Where this machine gets Debian from; where that is not in apt's sources, because it is another system, whence debootstrap would get it.
 mirror() {
     local sources
     sources=$(cat /etc/apt/sources.list.d/*.sources /etc/apt/sources.list 2>/dev/null || true)
-    if [[ $sources =~ https?://[^[:space:]]+/debian/?[[:space:]] ]]; then echo "${BASH_REMATCH[0]%%[[:space:]]*}"; else echo http://deb.debian.org/debian; fi
+    if [[ $sources =~ https?://[^[:space:]]+/debian/?[[:space:]] ]]; then
+        echo "${BASH_REMATCH[0]%%[[:space:]]*}"
+    else
+        sed -n 's/^DEF_MIRROR="\(.*\)"$/\1/p' "$(command -v debootstrap)" 2>/dev/null | grep . ||
+            die "apt's sources name no mirror of Debian, and debootstrap is not there to say one"
+    fi
 }
 
-# Have apt see Debian's suite $2 and nothing else for the rest of this script, and of that what $1 says: 'deb [arch=arm64' or 'deb-src ['. Its lists lie in
-# the scratch directory, and this machine's own sources stay as they are.
+# Have apt see Debian's suite $1 and nothing else for the rest of this script, and of that $2, deb or deb-src; $3 is an option of the source, such as
+# arch=arm64. Its lists lie in the scratch directory, and this machine's own sources stay as they are.
 only_suite() {
-    local dir=$scratch/apt
+    local dir=$scratch/apt from
+    from=$(mirror) || exit
     mkdir -p "$dir"/{lists/partial,cache/archives/partial}
-    echo "$1 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror) $2 main" >"$dir/sources.list"
+    echo "$2 [${3:+$3 }signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $from $1 main" >"$dir/sources.list"
     cat >"$dir/apt.conf" <<CONF
 Dir::Etc::sourcelist "$dir/sources.list";
 Dir::Etc::sourceparts "-";
@@ -122,5 +128,5 @@ APT::Sandbox::User "root";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 CONF
     export APT_CONFIG=$dir/apt.conf
-    apt-get -q update >"$scratch/log" 2>&1 || { tail -n 5 "$scratch/log" >&2; die "cannot read Debian's package list of $2"; }
+    apt-get -q update >"$scratch/log" 2>&1 || { tail -n 5 "$scratch/log" >&2; die "cannot read Debian's package list of $1"; }
 }
