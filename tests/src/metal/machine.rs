@@ -210,7 +210,7 @@ impl Machine {
     /// If a CPU stops, or nothing comes for so long that nothing will.
     pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let mut deadline = Instant::now() + WATCHDOG;
-        let mut before = self.mailbox.to_string();
+        let mut before = None;
         while !condition() {
             // Not a busy wait: the host may have no more CPUs than the guest.
             std::thread::sleep(LOOK_AGAIN);
@@ -220,8 +220,8 @@ impl Machine {
             if Instant::now() > deadline {
                 // As long as interrupts arrive it is slow, not stuck: others may want the same CPUs.
                 let now = self.mailbox.to_string();
-                assert!(now != before, "waited in vain for {what}; so far:\n{now}");
-                (before, deadline) = (now, Instant::now() + WATCHDOG);
+                assert!(before.as_ref() != Some(&now), "waited in vain for {what}; so far:\n{now}");
+                (before, deadline) = (Some(now), Instant::now() + WATCHDOG);
             }
         }
     }
