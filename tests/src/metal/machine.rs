@@ -29,6 +29,8 @@ const GIC_WINDOW: std::ops::Range<u64> = 0x0800_0000..0x0900_0000;
 
 /// How long to wait before looking again.
 const LOOK_AGAIN: Duration = Duration::from_micros(50);
+/// How long something takes before it is worth noting what has been counted so far, which is some thousand reads.
+const NOTE_AFTER: Duration = Duration::from_secs(1);
 
 /// A machine whose guest is up, with its GIC (and its ITS, if there is one) switched on. Its CPUs wait for commands.
 ///
@@ -209,7 +211,7 @@ impl Machine {
     /// # Panics
     /// If a CPU stops, or nothing comes for so long that nothing will.
     pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
-        let mut deadline = Instant::now() + WATCHDOG;
+        let mut deadline = Instant::now() + NOTE_AFTER;
         let mut before = None;
         while !condition() {
             // Not a busy wait: the host may have no more CPUs than the guest.
